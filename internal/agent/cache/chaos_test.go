@@ -1,0 +1,172 @@
+package cache_test
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"isthmus.dev/internal/agent/cache"
+	"isthmus.dev/internal/xds"
+	"isthmus.dev/internal/xds/xdstest"
+)
+
+// chaos is a control plane, an agent and an Envoy, each of which may fail.
+type chaos struct {
+	t     *testing.T
+	rnd   *rand.Rand
+	dir   string
+	plane *plane
+	up    bool
+	agent *agent
+	envoy *proxy
+	seq   int
+}
+
+// change makes a random revision.
+func (c *chaos) change() {
+	var set []*xds.Resource
+	remove := map[string][]string{}
+	for range 1 + c.rnd.IntN(3) {
+		c.seq++
+		url := []string{xds.ClusterType, xds.ListenerType, xds.EndpointType}[c.rnd.IntN(3)]
+		name := string(rune('a' + c.rnd.IntN(4)))
+		body := fmt.Sprint(c.seq)
+		switch c.rnd.IntN(6) {
+		case 0:
+			remove[url] = append(remove[url], name)
+			continue
+		case 1:
+			body += " bad"
+		}
+		set = append(set, xdstest.Raw(url, name, []byte(body)))
+	}
+	c.plane.mesh.Update(set, nil)
+	c.plane.mesh.Update(nil, remove)
+}
+
+func (c *chaos) restartAgent() {
+	c.envoy.cancel()
+	c.agent.stop()
+	if c.rnd.IntN(3) == 0 { // power failure
+		path := filepath.Join(c.dir, "xds.journal")
+		b, err := os.ReadFile(path)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if err := os.WriteFile(path, b[:c.rnd.IntN(len(b)+1)], 0o600); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	c.startAgent()
+}
+
+func (c *chaos) startAgent() {
+	c.agent = startAgent(c.t, c.dir, cache.Options{Targets: []string{c.plane.addr}, Linger: 20 * time.Millisecond})
+	c.envoy = startProxy(c.t, c.agent.socket)
+}
+
+func (c *chaos) step() {
+	switch c.rnd.IntN(10) {
+	case 0:
+		if c.up {
+			c.plane.stop()
+		} else {
+			c.plane.start()
+		}
+		c.up = !c.up
+	case 1:
+		c.restartAgent()
+	case 2:
+		c.envoy.cancel()
+		c.envoy = startProxy(c.t, c.agent.socket)
+	case 3:
+		rev := c.plane.mesh.Current().Revision()
+		if !c.up {
+			return
+		}
+		xdstest.Eventually(c.t, "the control plane hears of its newest revision", func() bool {
+			return c.plane.mesh.Acknowledged(xds.ClusterType) >= rev
+		})
+	default:
+		c.change()
+	}
+}
+
+// want is what Envoy should have in the end.
+func (c *chaos) want() map[string]string {
+	want := map[string]string{}
+	view := c.plane.mesh.Current()
+	for _, url := range []string{xds.ClusterType, xds.ListenerType} {
+		for r := range view.All(url) {
+			want[url+" "+r.Name] = string(r.Body.Value)
+		}
+	}
+	if r := view.Get(xds.EndpointType, "a"); r != nil {
+		want[xds.EndpointType+" a"] = string(r.Body.Value)
+	}
+	return want
+}
+
+func (c *chaos) has() map[string]string {
+	c.envoy.mu.Lock()
+	defer c.envoy.mu.Unlock()
+	return maps.Clone(c.envoy.has)
+}
+
+// TestEnvoyEndsEqual: whatever failed, Envoy ends with what the control plane
+// gives it, and has the same after a restart without it.
+func TestEnvoyEndsEqual(t *testing.T) {
+	for seed := range uint64(12) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			c := &chaos{t: t, rnd: rand.New(rand.NewPCG(seed, 7)), dir: t.TempDir(), plane: newPlane(t), up: true}
+			c.startAgent()
+			for range 60 {
+				c.step()
+			}
+			if !c.up {
+				c.plane.start()
+			}
+			var fixed []*xds.Resource
+			for _, url := range []string{xds.ClusterType, xds.ListenerType, xds.EndpointType} {
+				for r := range c.plane.mesh.Current().All(url) {
+					if body := string(r.Body.Value); strings.Contains(body, "bad") {
+						fixed = append(fixed, xdstest.Raw(url, r.Name, []byte(strings.Replace(body, " bad", "", 1))))
+					}
+				}
+			}
+			c.plane.mesh.Set(fixed...)
+			equal := func() bool { return maps.Equal(c.has(), c.want()) }
+			if !waitFor(equal) {
+				t.Fatalf("Envoy has %v, the control plane gives it %v; state %+v", c.has(), c.want(), c.agent.State())
+			}
+			answered := func() bool {
+				s := c.agent.State()
+				return len(s.Refused) == 0 && !s.Types[xds.ClusterType].Pending && !s.Types[xds.ListenerType].Pending && !s.Types[xds.EndpointType].Pending
+			}
+			if !waitFor(answered) {
+				t.Fatalf("not all is answered for: %+v", c.agent.State())
+			}
+			c.plane.stop()
+			c.envoy.cancel()
+			c.agent.stop()
+			c.startAgent()
+			if !waitFor(equal) {
+				t.Fatalf("after the restart Envoy has %v, the control plane gave it %v", c.has(), c.want())
+			}
+		})
+	}
+}
+
+func waitFor(condition func() bool) bool {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if condition() {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,172 @@
+package cache
+
+import (
+	"iter"
+	"maps"
+
+	"isthmus.dev/internal/xds"
+)
+
+// entry is what is known of one resource. An entry without a resource is one that
+// the control plane said does not exist.
+type entry struct {
+	good    *xds.Resource // what Envoy accepted last
+	offered *xds.Resource // newer, and not accepted yet; nil if good is the newest
+	// While offered stands refused, good is served instead.
+	refused  string
+	revision uint64 // that offered came with
+}
+
+// current is what is served, and what the control plane is told of when the stream
+// to it is new: a refused version is then sent again, and refused again, so that
+// every replica learns of it.
+func (e *entry) current() *xds.Resource {
+	if e.offered != nil && e.refused == "" {
+		return e.offered
+	}
+	return e.good
+}
+
+// table is what is known of one type, and who wants what of it.
+type table struct {
+	url      string
+	own      bool // for the agent: nobody else has to accept it
+	volatile bool // not written to disk
+	complete bool // "*" was answered at least once
+	entries  map[string]*entry
+	contents contents
+
+	// Who subscribes to a name, or to "*": streams, and lastly (kept) a stream
+	// that is gone, whose successor is expected to want the same.
+	refs map[string]int
+	kept map[string]struct{}
+
+	offered map[string]struct{} // names whose entry has an offered resource
+
+	upstream upstreamType
+}
+
+func newTable(url string) *table {
+	return &table{
+		url:      url,
+		entries:  map[string]*entry{},
+		refs:     map[string]int{},
+		kept:     map[string]struct{}{},
+		offered:  map[string]struct{}{},
+		upstream: newUpstreamType(),
+	}
+}
+
+// wanted says whether somebody subscribes to exactly this name, or "*".
+func (t *table) wanted(name string) bool {
+	_, kept := t.kept[name]
+	return kept || t.refs[name] > 0
+}
+
+// wants says whether a resource of this name belongs in the cache.
+func (t *table) wants(name string) bool { return t.wanted("*") || t.wanted(name) }
+
+// names yields all that is subscribed to.
+func (t *table) names() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for name := range t.refs {
+			if !yield(name) {
+				return
+			}
+		}
+		for name := range t.kept {
+			if t.refs[name] == 0 && !yield(name) {
+				return
+			}
+		}
+	}
+}
+
+// known is a resource, or that it does not exist.
+type known struct {
+	resource *xds.Resource // nil: does not exist
+	unknown  bool          // nothing is known (any more)
+}
+
+// contents is an immutable map of names to what is known. A change copies the
+// small part and leaves the large one, which is merged now and then.
+type contents struct {
+	large, small map[string]known
+	complete     bool
+}
+
+const mergeAt = 256
+
+func (c contents) get(name string) known {
+	k, ok := c.small[name]
+	if !ok {
+		k, ok = c.large[name]
+	}
+	if !ok || k.unknown {
+		return known{unknown: !c.complete}
+	}
+	return k
+}
+
+func (c contents) with(changes map[string]known, complete bool) contents {
+	c.complete = complete
+	if len(changes) == 0 {
+		return c
+	}
+	small := make(map[string]known, len(c.small)+len(changes))
+	maps.Copy(small, c.small)
+	maps.Copy(small, changes)
+	c.small = small
+	if len(small) < mergeAt {
+		return c
+	}
+	large := make(map[string]known, len(c.large)+len(small))
+	maps.Copy(large, c.large)
+	for name, k := range small {
+		if k.unknown {
+			delete(large, name)
+		} else {
+			large[name] = k
+		}
+	}
+	c.large, c.small = large, nil
+	return c
+}
+
+func (c contents) all(yield func(*xds.Resource) bool) {
+	for _, k := range c.small {
+		if k.resource != nil && !yield(k.resource) {
+			return
+		}
+	}
+	for name, k := range c.large {
+		if _, over := c.small[name]; !over && k.resource != nil && !yield(k.resource) {
+			return
+		}
+	}
+}
+
+// view is one revision of the cache, for Envoy.
+type view struct {
+	revision uint64
+	types    map[string]contents
+	// expecting: the control plane is there, or was a moment ago, so that what is
+	// not known is worth waiting for.
+	expecting bool
+}
+
+func (v *view) Revision() uint64 { return v.revision }
+
+func (v *view) Get(typeURL, name string) *xds.Resource { return v.types[typeURL].get(name).resource }
+
+func (v *view) All(typeURL string) iter.Seq[*xds.Resource] { return v.types[typeURL].all }
+
+// Awaiting implements xds.Waiter. Without any configuration Envoy waits for it,
+// however long; for single names only as long as an answer is to be expected.
+func (v *view) Awaiting(typeURL, name string) bool {
+	c := v.types[typeURL]
+	if name == "*" {
+		return !c.complete
+	}
+	return v.expecting && c.get(name).unknown
+}

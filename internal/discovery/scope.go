@@ -1,0 +1,222 @@
+package discovery
+
+import (
+	"isthmus.dev/internal/ir"
+	"isthmus.dev/internal/store"
+	"isthmus.dev/internal/xds"
+)
+
+// output is one retained result, and the resources that it is: one of a key, or
+// several of an inbound key.
+type output struct {
+	resources []*xds.Resource
+	scopes    []*scope // that hold it, each as often as it does
+}
+
+// scopeKey names a scope. Exactly one field is set.
+type scopeKey struct {
+	audience audienceKey
+	inbound  ir.InboundKey
+	own      workloadKey
+}
+
+// audienceKey is what makes two audiences the same list.
+type audienceKey struct {
+	visibility ir.Visibility
+	from       ir.From
+	is         bool
+}
+
+// scope is what some proxies share: outbound all of one audience, inbound the
+// replicas of a group, and what is a proxy's own. It holds outputs, and keeps
+// the contents that they make.
+type scope struct {
+	key      scopeKey
+	mesh     *Mesh
+	members  map[*subscription]struct{}
+	audience *ir.Audience // of an outbound scope: what it holds
+	held     [groupCount][]store.Root
+	others   []store.Root
+	edits    [typeCount]map[string]*xds.Resource // by the commit that is under way
+	contents *contents                           // guarded by Mesh.mu; replaced, not changed
+
+	lingering bool
+}
+
+// The groups of keys that an audience lists, as places in scope.held, which has
+// the roots in the order of the keys.
+const (
+	clusterGroup = iota
+	endpointGroup
+	listenerGroup
+	routeGroup
+	nameGroup
+	groupCount
+)
+
+// set and unset note a change, to be applied by settle.
+func (s *scope) set(r *xds.Resource) {
+	if t := typeOf(r.Body.TypeUrl); t >= 0 {
+		if s.edits[t] == nil {
+			s.edits[t] = map[string]*xds.Resource{}
+			s.mesh.touched[s] = struct{}{}
+		}
+		s.edits[t][r.Name] = r
+	}
+}
+
+// unset removes a resource, unless its name has become another one's.
+func (s *scope) unset(r *xds.Resource) {
+	t := typeOf(r.Body.TypeUrl)
+	if t < 0 {
+		return
+	}
+	now, edited := s.edits[t][r.Name]
+	if !edited {
+		now = s.contents.tables[t].get(r.Name)
+	}
+	if now == nil || !sameVersion(now, r) {
+		return
+	}
+	if s.edits[t] == nil {
+		s.edits[t] = map[string]*xds.Resource{}
+		s.mesh.touched[s] = struct{}{}
+	}
+	s.edits[t][r.Name] = nil
+}
+
+// settle makes the next contents of what was noted; nil if nothing changed.
+func (s *scope) settle(revision uint64) *contents {
+	var next *contents
+	for t := range s.edits {
+		if s.edits[t] == nil {
+			continue
+		}
+		after, names := s.contents.tables[t].edit(s.edits[t])
+		s.edits[t] = nil
+		if len(names) == 0 {
+			continue
+		}
+		if next == nil {
+			s.mesh.serial++
+			next = &contents{tables: s.contents.tables, changedAt: s.contents.changedAt,
+				before: s.contents.serial, serial: s.mesh.serial, changed: map[string][]string{}}
+		}
+		next.tables[t] = after
+		next.changedAt[t] = revision
+		next.changed[typeURLs[t]] = names
+	}
+	return next
+}
+
+// hold retains one output.
+func hold[K comparable, V any](tx *store.Tx, s *scope, rule *store.Rule[K, V], k K) store.Root {
+	root, v := store.Retain(tx, rule, k)
+	o := s.mesh.outputs[root]
+	if o == nil {
+		o = &output{resources: resourcesOf(v)}
+		s.mesh.outputs[root] = o
+	}
+	o.scopes = append(o.scopes, s)
+	return root
+}
+
+// drop releases one output.
+func (s *scope) drop(tx *store.Tx, root store.Root) {
+	o := s.mesh.outputs[root]
+	for i := len(o.scopes) - 1; i >= 0; i-- {
+		if o.scopes[i] == s {
+			o.scopes[i] = o.scopes[len(o.scopes)-1]
+			o.scopes = o.scopes[:len(o.scopes)-1]
+			break
+		}
+	}
+	if len(o.scopes) == 0 {
+		delete(s.mesh.outputs, root)
+	}
+	tx.Release(root)
+}
+
+// follow makes the scope hold what a new list of the audience names. What both
+// lists begin and end with is left alone, so a change costs what lies between.
+func (s *scope) follow(tx *store.Tx, a *ir.Audience) {
+	if s.audience == a {
+		return
+	}
+	old := s.audience
+	if old == nil {
+		old = &ir.Audience{}
+	}
+	s.audience = a
+	rules := s.mesh.rules
+	followKeys(tx, s, clusterGroup, old.Clusters, a.Clusters, func(k ir.ClusterKey) store.Root { return hold(tx, s, rules.Cluster, k) })
+	endpoints := func(k ir.ClusterKey) store.Root {
+		return hold(tx, s, rules.Endpoints, ir.EndpointsKey{Cluster: k, From: a.From})
+	}
+	followKeys(tx, s, endpointGroup, old.Clusters, a.Clusters, endpoints)
+	followKeys(tx, s, listenerGroup, old.Listeners, a.Listeners, func(k ir.ListenerKey) store.Root { return hold(tx, s, rules.Listener, k) })
+	followKeys(tx, s, routeGroup, old.Routes, a.Routes, func(k ir.RouteTableKey) store.Root { return hold(tx, s, rules.RouteTable, k) })
+	followKeys(tx, s, nameGroup, old.Names, a.Names, func(k ir.ServiceKey) store.Root { return hold(tx, s, rules.Name, k) })
+}
+
+func followKeys[K comparable](tx *store.Tx, s *scope, group int, old, keys []K, hold func(K) store.Root) {
+	head := 0
+	for head < len(old) && head < len(keys) && old[head] == keys[head] {
+		head++
+	}
+	tail := 0
+	for tail < len(old)-head && tail < len(keys)-head && old[len(old)-1-tail] == keys[len(keys)-1-tail] {
+		tail++
+	}
+	if head+tail == len(old) && head+tail == len(keys) {
+		return
+	}
+	was := s.held[group]
+	roots := make([]store.Root, 0, len(keys))
+	roots = append(roots, was[:head]...)
+	// What is held anew comes before what is dropped, so that nothing is evaluated
+	// again that is in both.
+	for _, k := range keys[head : len(keys)-tail] {
+		roots = append(roots, hold(k))
+	}
+	gone := was[head : len(was)-tail]
+	for _, root := range gone {
+		for _, r := range s.mesh.outputs[root].resources {
+			s.unset(r)
+		}
+	}
+	for _, root := range roots[head:] {
+		for _, r := range s.mesh.outputs[root].resources {
+			s.set(r)
+		}
+	}
+	for _, root := range gone {
+		s.drop(tx, root)
+	}
+	s.held[group] = append(roots, was[len(was)-tail:]...)
+}
+
+// close releases all that the scope holds.
+func (s *scope) close(tx *store.Tx) {
+	delete(s.mesh.scopes, s.key)
+	delete(s.mesh.touched, s)
+	for _, roots := range append(s.held[:], s.others) {
+		for _, root := range roots {
+			s.drop(tx, root)
+		}
+	}
+	s.held, s.others = [groupCount][]store.Root{}, nil
+}
+
+// become puts what the output is now in the place of what it was.
+func (o *output) become(resources []*xds.Resource) {
+	for _, s := range o.scopes {
+		for _, r := range o.resources {
+			s.unset(r)
+		}
+		for _, r := range resources {
+			s.set(r)
+		}
+	}
+	o.resources = resources
+}

@@ -1,0 +1,169 @@
+package enroll
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	"istio.io/api/annotation"
+	networking "istio.io/client-go/pkg/apis/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"isthmus.dev/internal/model"
+)
+
+// connections is which proxies have streams to this replica.
+type connections struct {
+	mu    sync.Mutex
+	byKey map[model.WorkloadKey]connection
+}
+
+// connection is a proxy's streams, or for how long it has none. The record stays
+// until the end is written.
+type connection struct {
+	streams int
+	since   time.Time
+	ended   time.Time
+}
+
+func newConnections() *connections {
+	return &connections{byKey: map[model.WorkloadKey]connection{}}
+}
+
+func (c *connections) open(k model.WorkloadKey, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	conn := c.byKey[k]
+	if conn.streams == 0 {
+		conn = connection{since: now}
+	}
+	conn.streams++
+	c.byKey[k] = conn
+}
+
+func (c *connections) close(k model.WorkloadKey, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	conn, ok := c.byKey[k]
+	if !ok || conn.streams == 0 {
+		return
+	}
+	if conn.streams--; conn.streams == 0 {
+		conn.ended = now
+	}
+	c.byKey[k] = conn
+}
+
+func (c *connections) get(k model.WorkloadKey) (connection, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	conn, ok := c.byKey[k]
+	return conn, ok
+}
+
+// all gives a copy.
+func (c *connections) all() map[model.WorkloadKey]connection {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.byKey)
+}
+
+// drop forgets a connection that is as it was seen.
+func (c *connections) drop(k model.WorkloadKey, seen connection) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byKey[k] == seen {
+		delete(c.byKey, k)
+	}
+}
+
+// Connected is called by the xDS side when a workload's proxy opened a stream. It
+// returns at once. A workload without a WorkloadEntry of ours (a pod) is ignored.
+func (s *Service) Connected(w model.WorkloadKey) {
+	s.connections.open(w, s.Now())
+	s.queue.Add(w)
+}
+
+// Disconnected is called once for each Connected, when the stream ended. It is not
+// to be called when isthmusd itself ends: its machines are not lost.
+func (s *Service) Disconnected(w model.WorkloadKey) {
+	s.connections.close(w, s.Now())
+	s.queue.Add(w)
+}
+
+// maxAttempts of writing one connection's state.
+const maxAttempts = 12
+
+// work writes what became of connections, one at a time for a workload.
+func (s *Service) work(ctx context.Context) {
+	for {
+		k, shutdown := s.queue.Get()
+		if shutdown {
+			return
+		}
+		err := s.recordConnection(ctx, k)
+		switch {
+		case err == nil || ctx.Err() != nil:
+			s.queue.Forget(k)
+		case s.queue.NumRequeues(k) < maxAttempts:
+			s.queue.AddRateLimited(k)
+		default:
+			s.Log.Error("connection not recorded", "workload", k.String(), "err", err)
+			s.queue.Forget(k)
+		}
+		s.queue.Done(k)
+	}
+}
+
+// recordConnection brings a WorkloadEntry up to date with this replica's streams.
+func (s *Service) recordConnection(ctx context.Context, k model.WorkloadKey) error {
+	conn, ok := s.connections.get(k)
+	if !ok {
+		return nil
+	}
+	cached, err := s.Entries.WorkloadEntries(k.Namespace).Get(k.Instance)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("look up WorkloadEntry %s/%s: %w", k.Namespace, k.Instance, err)
+	}
+	if err == nil && joined(cached) && cached.Spec.ServiceAccount == k.ServiceAccount {
+		if err := s.writeConnection(ctx, k, conn); err != nil {
+			return err
+		}
+	}
+	if conn.streams == 0 {
+		s.connections.drop(k, conn)
+	}
+	return nil
+}
+
+func (s *Service) writeConnection(ctx context.Context, k model.WorkloadKey, conn connection) error {
+	controller, at, lost := annotation.IoIstioWorkloadController.Name, annotation.IoIstioConnectedAt.Name, annotation.IoIstioDisconnectedAt.Name
+	e, err := s.changeEntry(ctx, k.Namespace, k.Instance, func(e *networking.WorkloadEntry) (bool, error) {
+		if e.Annotations == nil {
+			e.Annotations = map[string]string{}
+		}
+		if conn.streams == 0 {
+			// Another replica may have got the proxy meanwhile: then its word counts.
+			if e.Annotations[controller] != s.Replica || !connected(e) {
+				return false, nil
+			}
+			e.Annotations[lost] = conn.ended.UTC().Format(timeFormat)
+			return true, nil
+		}
+		if s.recorded(e, conn) {
+			return false, nil
+		}
+		e.Annotations[controller], e.Annotations[at] = s.Replica, conn.since.UTC().Format(timeFormat)
+		delete(e.Annotations, lost)
+		return true, nil
+	})
+	if err != nil || e == nil || conn.streams == 0 {
+		return err // the lease ends in the sweep
+	}
+	_, err = s.changeStatus(ctx, k.Namespace, k.Instance, func(e *networking.WorkloadEntry) (bool, error) {
+		return s.derive(e), nil
+	})
+	return err
+}

@@ -1,0 +1,249 @@
+package enroll
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"istio.io/api/annotation"
+	networking "istio.io/client-go/pkg/apis/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"isthmus.dev/api/v1alpha1"
+	"isthmus.dev/internal/model"
+)
+
+const (
+	workers = 4
+	// tokenCleanup is how often, and how long after their end, unused tokens go.
+	tokenCleanup = time.Hour
+)
+
+// Run keeps leases until ctx ends: it records connections as they come and go,
+// and on the leader takes out machines whose proxies stay away.
+func (s *Service) Run(ctx context.Context) {
+	var done sync.WaitGroup
+	for range workers {
+		done.Go(func() { s.work(ctx) })
+	}
+	done.Go(func() { s.lead(ctx) })
+	<-ctx.Done()
+	s.queue.ShutDown()
+	done.Wait()
+}
+
+// lead sweeps while this replica is the leader. Leases start anew when it becomes
+// one: no machine is taken out because the control plane was away.
+func (s *Service) lead(ctx context.Context) {
+	tick := time.NewTicker(max(s.Grace/5, 10*time.Millisecond))
+	defer tick.Stop()
+	var term *term
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		s.requeueUnrecorded()
+		if !s.IsLeader() {
+			term = nil
+			continue
+		}
+		if term == nil {
+			term = newTerm(s.Now())
+		}
+		if err := s.sweep(ctx, term); err != nil && ctx.Err() == nil {
+			s.Log.Error("leases not checked", "err", err)
+		}
+	}
+}
+
+// requeueUnrecorded has those connections written again that the entries do not
+// show: the informer was behind when the proxy connected, or the write failed.
+func (s *Service) requeueUnrecorded() {
+	for k, conn := range s.connections.all() {
+		e, err := s.Entries.WorkloadEntries(k.Namespace).Get(k.Instance)
+		if err != nil || !joined(e) || s.recorded(e, conn) {
+			continue
+		}
+		s.queue.Add(k)
+	}
+}
+
+// recorded tells whether an entry shows a connection of this replica.
+func (s *Service) recorded(e *networking.WorkloadEntry, conn connection) bool {
+	return conn.streams > 0 && connected(e) && e.Annotations[annotation.IoIstioWorkloadController.Name] == s.Replica &&
+		e.Annotations[annotation.IoIstioConnectedAt.Name] == conn.since.UTC().Format(timeFormat)
+}
+
+// term is what a leader has seen since it became one.
+type term struct {
+	start       time.Time
+	dead        map[string]time.Time // replicas that do not run, and since when
+	tokensSwept time.Time
+}
+
+func newTerm(now time.Time) *term { return &term{start: now, dead: map[string]time.Time{}} }
+
+// sweep ends the leases that ran out, and forgets machines long gone.
+func (s *Service) sweep(ctx context.Context, t *term) error {
+	alive, err := s.Replicas.Alive(ctx)
+	if err != nil {
+		return fmt.Errorf("which replicas run: %w", err)
+	}
+	entries, err := s.Entries.List(labels.Everything())
+	if err != nil {
+		return fmt.Errorf("list WorkloadEntries: %w", err)
+	}
+	t.observe(entries, alive, s.Now())
+	for _, e := range entries {
+		if !joined(e) {
+			continue
+		}
+		if err := s.check(ctx, t, e); err != nil {
+			s.Log.Error("lease not checked", "namespace", e.Namespace, "instance", e.Name, "err", err)
+		}
+	}
+	if s.Now().Sub(t.tokensSwept) >= tokenCleanup {
+		t.tokensSwept = s.Now()
+		return s.deleteExpiredTokens(ctx)
+	}
+	return nil
+}
+
+// observe notes which of the replicas that entries name do not run.
+func (t *term) observe(entries []*networking.WorkloadEntry, alive map[string]bool, now time.Time) {
+	dead := map[string]time.Time{}
+	for _, e := range entries {
+		name := e.Annotations[annotation.IoIstioWorkloadController.Name]
+		if name == "" || alive[name] {
+			continue
+		}
+		dead[name] = now
+		if since, known := t.dead[name]; known {
+			dead[name] = since
+		}
+	}
+	t.dead = dead
+}
+
+func (s *Service) check(ctx context.Context, t *term, e *networking.WorkloadEntry) error {
+	if s.overdue(t, e) && !notedAsLost(e) {
+		return s.markLost(ctx, t, e)
+	}
+	if !s.forgettable(e) {
+		return nil
+	}
+	now, err := s.entry(ctx, e.Namespace, e.Name)
+	if err != nil || now == nil || !joined(now) || !s.forgettable(now) {
+		return err
+	}
+	s.Log.Info("workload forgotten", "namespace", now.Namespace, "instance", now.Name)
+	return s.forget(ctx, now.Namespace, now.Name, now.Spec.ServiceAccount, now.Annotations[v1alpha1.AnnotationMembership])
+}
+
+func (s *Service) forgettable(e *networking.WorkloadEntry) bool {
+	since, away := awaySince(e)
+	return away && s.Now().Sub(since) > s.ForgetAfter && !s.inTouch(e)
+}
+
+// lostSince tells since when no replica has contact with a machine that had
+// connected.
+func (s *Service) lostSince(t *term, e *networking.WorkloadEntry) (time.Time, bool) {
+	if _, once := connectedAt(e); !once || s.inTouch(e) {
+		return time.Time{}, false
+	}
+	if at, noted := disconnectedAt(e); noted {
+		return at, true
+	}
+	// The replica that had it did not say that it lost it.
+	controller := e.Annotations[annotation.IoIstioWorkloadController.Name]
+	if controller == s.Replica {
+		return t.start, true // a life of this replica before this one
+	}
+	at, dead := t.dead[controller]
+	return at, dead
+}
+
+// overdue tells whether the lease ran out.
+func (s *Service) overdue(t *term, e *networking.WorkloadEntry) bool {
+	since, lost := s.lostSince(t, e)
+	now := s.Now()
+	return lost && now.Sub(since) > s.Grace && now.Sub(t.start) > s.StartGrace
+}
+
+// inTouch tells whether this replica has a stream of the machine's proxy, or has
+// not written yet that it ended.
+func (s *Service) inTouch(e *networking.WorkloadEntry) bool {
+	_, ok := s.connections.get(model.WorkloadKey{Namespace: e.Namespace, ServiceAccount: e.Spec.ServiceAccount, Instance: e.Name})
+	return ok
+}
+
+// notedAsLost tells whether the entry is out of rotation for good already.
+func notedAsLost(e *networking.WorkloadEntry) bool {
+	_, away := disconnectedAt(e)
+	reason := condition(e, v1alpha1.ConditionHealthy).GetReason()
+	return away && (reason == v1alpha1.ReasonLostContact || reason == v1alpha1.ReasonLeaving)
+}
+
+// awaySince gives when a machine was last heard of, if it is not connected.
+func awaySince(e *networking.WorkloadEntry) (time.Time, bool) {
+	if at, lost := disconnectedAt(e); lost {
+		return at, true
+	}
+	if _, once := connectedAt(e); !once {
+		return e.CreationTimestamp.Time, true
+	}
+	return time.Time{}, false
+}
+
+// markLost takes a machine out of rotation. It judges the entry as it is now: the
+// one that the sweep saw may be a moment old.
+func (s *Service) markLost(ctx context.Context, t *term, seen *networking.WorkloadEntry) error {
+	_, err := s.changeEntry(ctx, seen.Namespace, seen.Name, func(e *networking.WorkloadEntry) (bool, error) {
+		if _, noted := disconnectedAt(e); noted || !s.overdue(t, e) {
+			return false, nil
+		}
+		since, _ := s.lostSince(t, e)
+		e.Annotations[annotation.IoIstioDisconnectedAt.Name] = since.UTC().Format(timeFormat)
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	written := false
+	_, err = s.changeStatus(ctx, seen.Namespace, seen.Name, func(e *networking.WorkloadEntry) (bool, error) {
+		at, noted := disconnectedAt(e)
+		if !noted || !s.overdue(t, e) || notedAsLost(e) {
+			return false, nil
+		}
+		written = setCondition(e, v1alpha1.ConditionHealthy, lost(at), s.Now())
+		return written, nil
+	})
+	if err == nil && written {
+		s.Log.Warn("workload lost", "namespace", seen.Namespace, "instance", seen.Name)
+	}
+	return err
+}
+
+func lost(since time.Time) finding {
+	return finding{conditionFalse, v1alpha1.ReasonLostContact, "no contact with the machine's agent since " + since.UTC().Format(time.RFC3339)}
+}
+
+// deleteExpiredTokens deletes tokens that nobody used in time.
+func (s *Service) deleteExpiredTokens(ctx context.Context) error {
+	tokens, err := s.Tokens.List(ctx, "")
+	if err != nil {
+		return fmt.Errorf("list JoinTokens: %w", err)
+	}
+	for _, t := range tokens {
+		if t.Status.UsedAt != nil || s.Now().Sub(t.Spec.ExpiresAt.Time) < tokenCleanup {
+			continue
+		}
+		if err := s.Tokens.Delete(ctx, t); err != nil {
+			return fmt.Errorf("delete JoinToken %s/%s: %w", t.Namespace, t.Name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,129 @@
+package resolve
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"isthmus.dev/internal/ir"
+	"isthmus.dev/internal/model"
+	"isthmus.dev/internal/store"
+)
+
+// listenerSpecs are the listeners that the sidecars of a view have on one port,
+// so that no address is listened on twice: an address belongs to the first
+// service, in order of precedence, that claims it. What does not come by address
+// (HTTP, and services without one) shares the wildcard listener.
+type listenerSpecs struct {
+	Specs []listenerSpec // sorted by address; the wildcard is ""
+	HTTP  bool           // there is a route table
+}
+
+// listenerSpec is one listener and the services behind it, in order of
+// precedence.
+type listenerSpec struct {
+	Address  string
+	Aliases  []netip.Addr
+	Services []ir.ServiceKey
+}
+
+func (s listenerSpec) equal(o listenerSpec) bool {
+	return s.Address == o.Address && slices.Equal(s.Aliases, o.Aliases) && slices.Equal(s.Services, o.Services)
+}
+
+func (s listenerSpecs) equal(o listenerSpecs) bool {
+	return s.HTTP == o.HTTP && slices.EqualFunc(s.Specs, o.Specs, listenerSpec.equal)
+}
+
+// listenerKey names one listener of a view.
+type listenerKey struct {
+	View, Address string
+	Port          uint32
+}
+
+// listenerSpecOf is one entry of the table, so that a listener does not depend on
+// the others; nil if there is none.
+var listenerSpecOf = store.NewRule("listener spec", func(a, b *listenerSpec) bool {
+	return a == b || a != nil && b != nil && a.equal(*b)
+}, func(r *store.Reader, k listenerKey) *listenerSpec {
+	specs := store.Eval(r, listenerTable, viewPort{k.View, k.Port}).Specs
+	i, ok := slices.BinarySearchFunc(specs, k.Address, func(s listenerSpec, address string) int { return cmp.Compare(s.Address, address) })
+	if !ok {
+		return nil
+	}
+	return &specs[i]
+})
+
+var listenerTable = store.NewRule("listener table", listenerSpecs.equal, func(r *store.Reader, k viewPort) listenerSpecs {
+	var out listenerSpecs
+	wildcard := listenerSpec{}
+	owner := map[netip.Addr]int{} // index in specs
+	var specs []listenerSpec
+	for _, s := range store.Eval(r, portServices, k) {
+		port := s.Port
+		key := serviceKey(s.Key)
+		if port.Protocol.IsHTTP() {
+			out.HTTP = true
+			wildcard.Services = append(wildcard.Services, key)
+			continue
+		}
+		out.HTTP = out.HTTP || port.Protocol == model.Auto
+		addresses, wide := listenAddresses(r, s)
+		if wide {
+			wildcard.Services = append(wildcard.Services, key)
+		}
+		own := -1
+		for _, a := range addresses {
+			i, taken := owner[a]
+			switch {
+			case taken && !slices.Contains(specs[i].Services, key):
+				specs[i].Services = append(specs[i].Services, key)
+			case taken:
+			case own < 0 || s.Headless:
+				// Each instance of a headless service has a listener of its own.
+				own = len(specs)
+				owner[a] = own
+				specs = append(specs, listenerSpec{Address: a.String(), Services: []ir.ServiceKey{key}})
+			default:
+				owner[a] = own
+				specs[own].Aliases = append(specs[own].Aliases, a)
+			}
+		}
+	}
+	if len(wildcard.Services) > 0 || out.HTTP {
+		specs = append(specs, wildcard)
+	}
+	slices.SortFunc(specs, func(a, b listenerSpec) int { return cmp.Compare(a.Address, b.Address) })
+	out.Specs = specs
+	return out
+})
+
+// listenAddresses are the addresses by which clients reach a port that is not
+// HTTP; wide, if it is (also) reached by others, or by a whole network.
+func listenAddresses(r *store.Reader, s servedPort) (addresses []netip.Addr, wide bool) {
+	if s.Headless && s.Key.Kind == model.KubernetesService {
+		return store.Eval(r, instanceAddresses, ir.ClusterKey{Service: serviceKey(s.Key), Port: s.Port.Number}), false
+	}
+	for _, p := range s.Addresses {
+		switch {
+		case !p.IsSingleIP():
+			wide = true
+		case !p.Addr().IsUnspecified():
+			addresses = append(addresses, p.Addr().Unmap())
+		}
+	}
+	return addresses, wide || len(addresses) == 0
+}
+
+// instanceAddresses are the addresses of a headless service's endpoints.
+var instanceAddresses = store.NewRule("addresses of instances", slices.Equal[[]netip.Addr],
+	func(r *store.Reader, k ir.ClusterKey) []netip.Addr {
+		var out []netip.Addr
+		for _, e := range store.Eval(r, clusterEndpoints, k) {
+			if e.Address.IsValid() {
+				out = append(out, e.Address)
+			}
+		}
+		slices.SortFunc(out, netip.Addr.Compare)
+		return slices.Compact(out)
+	})

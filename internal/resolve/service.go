@@ -1,0 +1,168 @@
+package resolve
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	"isthmus.dev/internal/model"
+	"isthmus.dev/internal/store"
+)
+
+// serviceSet is what a view holds: one service a host, but for ServiceEntries
+// of one namespace that each serve other ports of a host. Order is that of
+// precedence: the older first.
+type serviceSet struct {
+	list   []*model.Service
+	byHost map[string][]*model.Service
+	byPort map[uint32][]*model.Service
+}
+
+func (s *serviceSet) equal(o *serviceSet) bool { return equalRows(s.list, o.list) }
+
+func equalRows[V interface {
+	comparable
+	Equal(V) bool
+}](a, b []V) bool {
+	return slices.EqualFunc(a, b, func(x, y V) bool { return x == y || x.Equal(y) })
+}
+
+// serviceView is whose view of the services a namespace shares: "" is that of
+// all namespaces that no service is private to.
+var serviceView = store.NewRule("service view", equal[string], func(r *store.Reader, namespace string) string {
+	def := meshConfig(r).Mesh.GetDefaultServiceExportTo()
+	if len(lookupScopes(r, servicesByScope, privateScopes(def, namespace))) == 0 {
+		return ""
+	}
+	return namespace
+})
+
+// visibleServices are those of a view.
+var visibleServices = store.NewRule("visible services", (*serviceSet).equal,
+	func(r *store.Reader, view string) *serviceSet {
+		def := meshConfig(r).Mesh.GetDefaultServiceExportTo()
+		return newServiceSet(append(lookupScopes(r, servicesByScope, publicScopes(def)),
+			lookupScopes(r, servicesByScope, privateScopes(def, view))...))
+	})
+
+// newServiceSet drops what loses its host to another, and sorts rows in place.
+func newServiceSet(rows []*model.Service) *serviceSet {
+	slices.SortFunc(rows, olderService)
+	candidates := make(map[string][]*model.Service, len(rows)) // the winner first
+	for _, s := range rows {
+		of := candidates[s.Key.Host]
+		if len(of) > 0 && of[0].Key.Kind == model.ServiceEntry && s.Key.Kind == model.KubernetesService {
+			candidates[s.Key.Host] = append([]*model.Service{s}, of...)
+		} else {
+			candidates[s.Key.Host] = append(of, s)
+		}
+	}
+	set := &serviceSet{byHost: make(map[string][]*model.Service, len(candidates)), byPort: map[uint32][]*model.Service{}}
+	for host, of := range candidates {
+		set.byHost[host] = slices.DeleteFunc(of, func(s *model.Service) bool {
+			return s != of[0] && !sharesHost(of[0], s)
+		})
+	}
+	for _, s := range rows {
+		of := set.byHost[s.Key.Host]
+		if !slices.Contains(of, s) {
+			continue
+		}
+		set.list = append(set.list, s)
+		for _, p := range s.Ports {
+			at := set.byPort[p.Number]
+			if p.Protocol != model.UDP && servingPort(of, p.Number) == s && (len(at) == 0 || at[len(at)-1] != s) {
+				set.byPort[p.Number] = append(at, s)
+			}
+		}
+	}
+	return set
+}
+
+// sharesHost: ServiceEntries of one namespace may each add ports to a host.
+func sharesHost(winner, s *model.Service) bool {
+	return winner.Key.Kind == model.ServiceEntry && s.Key.Kind == model.ServiceEntry &&
+		winner.Key.Namespace == s.Key.Namespace && winner.Resolution == s.Resolution && winner.External == s.External
+}
+
+// servingPort is the first service of a host that has the port.
+func servingPort(of []*model.Service, number uint32) *model.Service {
+	for _, s := range of {
+		if _, ok := portOf(s, number); ok {
+			return s
+		}
+	}
+	return nil
+}
+
+// viewPort and viewHost ask for a part of a view.
+type (
+	viewPort struct {
+		View string
+		Port uint32
+	}
+	viewHost struct{ View, Host string }
+)
+
+// servedPort is one port of a service: what listeners and route tables are laid
+// out by.
+type servedPort struct {
+	Key       model.ServiceKey
+	Created   time.Time
+	Addresses []netip.Prefix
+	Headless  bool
+	Port      model.Port
+}
+
+func (p servedPort) equal(o servedPort) bool {
+	return p.Key == o.Key && p.Created.Equal(o.Created) && slices.Equal(p.Addresses, o.Addresses) &&
+		p.Headless == o.Headless && p.Port == o.Port
+}
+
+// portServices are a view's services of a port, in order of precedence. It stops
+// changes of services that have other ports, and of what a layout does not read.
+var portServices = store.NewRule("services of a port", func(a, b []servedPort) bool {
+	return slices.EqualFunc(a, b, servedPort.equal)
+}, func(r *store.Reader, k viewPort) []servedPort {
+	services := store.Eval(r, visibleServices, k.View).byPort[k.Port]
+	out := make([]servedPort, 0, len(services))
+	for _, s := range services {
+		port, _ := portOf(s, k.Port)
+		out = append(out, servedPort{s.Key, s.Created, s.Addresses, s.Headless, port})
+	}
+	return out
+})
+
+var servicesByHost = store.NewIndex(store.Services, "services by host",
+	func(k model.ServiceKey, _ *model.Service) []string { return []string{k.Host} })
+
+// hostServices are the visible services of a host, found without the others.
+var hostServices = store.NewRule("services of a host", equalRows[*model.Service],
+	func(r *store.Reader, k viewHost) []*model.Service {
+		def := meshConfig(r).Mesh.GetDefaultServiceExportTo()
+		var visible []*model.Service
+		for _, s := range store.Lookup(r, servicesByHost, k.Host) {
+			if exported(s.ExportTo, def, s.Key.Namespace, k.View) {
+				visible = append(visible, s)
+			}
+		}
+		return newServiceSet(visible).byHost[k.Host]
+	})
+
+// visiblePorts are the port numbers that some visible service has.
+var visiblePorts = store.NewRule("visible ports", slices.Equal[[]uint32],
+	func(r *store.Reader, view string) []uint32 {
+		set := store.Eval(r, visibleServices, view)
+		out := make([]uint32, 0, len(set.byPort))
+		for p := range set.byPort {
+			out = append(out, p)
+		}
+		slices.Sort(out)
+		return out
+	})
+
+// kubernetesFirst orders services as they take names from each other.
+func kubernetesFirst(a, b servedPort) int {
+	return cmp.Or(cmp.Compare(a.Key.Kind, b.Key.Kind), a.Created.Compare(b.Created), compareServiceKeys(a.Key, b.Key))
+}

@@ -1,0 +1,102 @@
+package resolve
+
+import (
+	"slices"
+
+	"isthmus.dev/internal/ir"
+	"isthmus.dev/internal/model"
+	"isthmus.dev/internal/store"
+)
+
+var (
+	servicesByNamespace = store.NewIndex(store.Services, "kubernetes services by namespace",
+		func(k model.ServiceKey, _ *model.Service) []string {
+			if k.Kind == model.KubernetesService {
+				return []string{k.Namespace}
+			}
+			return nil
+		})
+	servicesByNamespacePort = store.NewIndex(store.Services, "kubernetes services by namespace and port",
+		func(k model.ServiceKey, s *model.Service) []viewPort {
+			var out []viewPort
+			for _, p := range s.Ports {
+				if at := (viewPort{k.Namespace, p.Number}); k.Kind == model.KubernetesService && !slices.Contains(out, at) {
+					out = append(out, at)
+				}
+			}
+			return out
+		})
+	destinationRulesByNamespace = store.NewIndex(store.DestinationRules, "destination rules by namespace",
+		func(k model.Key, _ *model.DestinationRule) []string { return []string{k.Namespace} })
+	virtualServicesBySource = store.NewIndex(store.VirtualServices, "virtual services by source namespace",
+		func(_ model.Key, v *model.VirtualService) []string {
+			var out []string
+			askerConditions(v, func(_ map[string]string, namespace string) {
+				if namespace != "" && !slices.Contains(out, namespace) {
+					out = append(out, namespace)
+				}
+			})
+			return out
+		})
+)
+
+// privateRules tells whether a proxy is given something else for being in a
+// namespace: an object exported to it alone, a DestinationRule of its own, or a
+// route for its requests.
+var privateRules = store.NewRule("private rules", equal[bool], func(r *store.Reader, namespace string) bool {
+	m := meshConfig(r).Mesh
+	return len(store.Lookup(r, destinationRulesByNamespace, namespace)) > 0 ||
+		len(store.Lookup(r, virtualServicesBySource, namespace)) > 0 ||
+		len(lookupScopes(r, servicesByScope, privateScopes(m.GetDefaultServiceExportTo(), namespace))) > 0 ||
+		len(lookupScopes(r, virtualServicesByScope, privateScopes(m.GetDefaultVirtualServiceExportTo(), namespace))) > 0 ||
+		len(lookupScopes(r, destinationRulesByScope, privateScopes(m.GetDefaultDestinationRuleExportTo(), namespace))) > 0
+})
+
+// privateNamespace tells whether a proxy's namespace matters at all: Kubernetes
+// Services do too, since the clients of their namespace call them by their bare
+// names, which the Host header keeps.
+var privateNamespace = store.NewRule("private namespace", equal[bool], func(r *store.Reader, namespace string) bool {
+	return len(store.Lookup(r, servicesByNamespace, namespace)) > 0 || store.Eval(r, privateRules, namespace)
+})
+
+// bareNames tells whether clients of a namespace call a service of it by its bare
+// name on this port.
+var bareNames = store.NewRule("bare names", equal[bool], func(r *store.Reader, k viewPort) bool {
+	return len(store.Lookup(r, servicesByNamespacePort, k)) > 0
+})
+
+// selectedLabels are the label pairs by which some rule selects the proxies of a
+// namespace: sourceLabels of the virtual services that it sees, and workload
+// selectors of its own DestinationRules.
+var selectedLabels = store.NewRule("selected labels", slices.Equal[[]label], func(r *store.Reader, namespace string) []label {
+	var out []label
+	for _, s := range routeScopes(r, store.Eval(r, routeView, namespace)) {
+		out = append(out, store.Eval(r, scopeLabels, s)...)
+	}
+	for _, d := range store.Lookup(r, destinationRulesByNamespace, namespace) {
+		for k, v := range d.Spec.GetWorkloadSelector().GetMatchLabels() {
+			out = append(out, label{k, v})
+		}
+	}
+	slices.SortFunc(out, compareLabels)
+	return slices.Compact(out)
+})
+
+// visibilityOf is what a proxy of a namespace with these labels sees: as little
+// of either as makes a difference.
+func visibilityOf(r *store.Reader, namespace string, labels map[string]string) ir.Visibility {
+	var v ir.Visibility
+	if store.Eval(r, privateNamespace, namespace) {
+		v.Namespace = namespace
+	}
+	kept := map[string]string{}
+	for _, l := range store.Eval(r, selectedLabels, namespace) {
+		if value, ok := labels[l.Key]; ok && value == l.Value {
+			kept[l.Key] = value
+		}
+	}
+	v.Labels = labelString(kept)
+	return v
+}
+
+func equal[T comparable](a, b T) bool { return a == b }

@@ -1,0 +1,83 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+
+	"isthmus.dev/internal/ca"
+)
+
+// reloadPeriod is how often the CA's Secret is looked at.
+const reloadPeriod = time.Minute
+
+// distributeRoots keeps the ConfigMap with the mesh's roots in every namespace,
+// and the authority as its Secret says.
+func (s *server) distributeRoots(ctx context.Context) error {
+	queue := workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[string]())
+	namespaces := s.source.Namespaces()
+	_, err := namespaces.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(o any) {
+			if ns, ok := o.(*corev1.Namespace); ok {
+				queue.Add(ns.Name)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		s.writeRoots(ctx, queue)
+	}()
+	defer func() {
+		queue.ShutDown()
+		<-written
+	}()
+	tick := time.NewTicker(reloadPeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		changed, err := s.authority.Reload(ctx)
+		if err != nil {
+			s.log.Warn("could not reload the certificate authority: the one in use stays", "error", err)
+		}
+		if !changed {
+			continue
+		}
+		for _, name := range namespaces.GetStore().ListKeys() {
+			queue.Add(name)
+		}
+		if s.replica.leads() {
+			s.untilDone(ctx, "publish", s.publish)
+		}
+	}
+}
+
+// writeRoots writes the roots into the namespaces of the queue until that is shut
+// down. One that fails comes again.
+func (s *server) writeRoots(ctx context.Context, queue workqueue.TypedRateLimitingInterface[string]) {
+	maps := &ca.RootConfigMaps{Client: s.kube, Signer: s.authority}
+	for {
+		name, over := queue.Get()
+		if over {
+			return
+		}
+		switch err := maps.Ensure(ctx, name); {
+		case err == nil:
+			queue.Forget(name)
+		case ctx.Err() == nil:
+			s.log.Warn("could not write the mesh's roots", "namespace", name, "error", err)
+			queue.AddRateLimited(name)
+		}
+		queue.Done(name)
+	}
+}

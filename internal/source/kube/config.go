@@ -1,0 +1,190 @@
+package kube
+
+import (
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	metav1alpha1 "istio.io/api/meta/v1alpha1"
+	security "istio.io/api/security/v1beta1"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"isthmus.dev/internal/model"
+	"isthmus.dev/internal/source/kube/validate"
+	"isthmus.dev/internal/status"
+	"isthmus.dev/internal/store"
+)
+
+// istioView is what all of Istio's kinds have in common.
+type istioView struct {
+	meta       *metav1.ObjectMeta
+	conditions []*metav1alpha1.IstioCondition
+	observed   int64
+}
+
+// istioObject finds an object of Istio's kinds in the caches.
+func (s *Source) istioObject(r ref) (istioView, bool) {
+	obj, ok := get[any](s, r)
+	if !ok {
+		return istioView{}, false
+	}
+	view := func(m *metav1.ObjectMeta, st *metav1alpha1.IstioStatus) (istioView, bool) {
+		return istioView{m, st.GetConditions(), st.GetObservedGeneration()}, true
+	}
+	switch o := obj.(type) {
+	case *networkingv1.VirtualService:
+		return view(&o.ObjectMeta, &o.Status)
+	case *networkingv1.DestinationRule:
+		return view(&o.ObjectMeta, &o.Status)
+	case *networkingv1.ServiceEntry:
+		return istioView{&o.ObjectMeta, o.Status.GetConditions(), o.Status.GetObservedGeneration()}, true
+	case *networkingv1.WorkloadEntry:
+		return view(&o.ObjectMeta, &o.Status)
+	case *networkingv1.WorkloadGroup:
+		return view(&o.ObjectMeta, &o.Status)
+	case *securityv1.PeerAuthentication:
+		return view(&o.ObjectMeta, &o.Status)
+	case *securityv1.AuthorizationPolicy:
+		return view(&o.ObjectMeta, &o.Status)
+	}
+	return istioView{}, false
+}
+
+// acceptance is the condition for what validation found.
+func acceptance(problems []string) status.Condition {
+	if len(problems) == 0 {
+		return status.Condition{Type: status.Accepted, Status: metav1.ConditionTrue, Reason: status.ReasonAccepted, Message: "valid"}
+	}
+	return status.Condition{
+		Type: status.Accepted, Status: metav1.ConditionFalse, Reason: status.ReasonInvalid, Message: strings.Join(problems, "; "),
+	}
+}
+
+// report gives an object's conditions to the reporter. A WorkloadEntry that is
+// fine is not told so, unless it was told otherwise before: there is one for
+// every virtual machine, and each status would be a write.
+func (s *Source) report(r ref, accepted status.Condition, unsupported []string) {
+	o, ok := s.istioObject(r)
+	if !ok {
+		return
+	}
+	supported := status.Condition{Type: status.Supported}
+	if len(unsupported) > 0 {
+		supported = status.Condition{
+			Type: status.Supported, Status: metav1.ConditionFalse, Reason: status.ReasonUnsupportedFields,
+			Message: "no effect in this version: " + strings.Join(unsupported, "; "),
+		}
+	}
+	if r.kind == status.WorkloadEntry && accepted.Status == metav1.ConditionTrue {
+		if (status.Object{Conditions: o.conditions}).Condition(status.Accepted) == nil {
+			accepted = status.Condition{Type: status.Accepted}
+		}
+	}
+	s.cfg.Reporter.Report(r.kind, r.key, o.meta.Generation, []status.Condition{accepted, supported})
+}
+
+// syncConfig writes the objects that are rows as they are.
+func (s *Source) syncConfig(b *store.Batch, r ref) {
+	switch r.kind {
+	case status.VirtualService:
+		if o, ok := get[*networkingv1.VirtualService](s, r); ok {
+			putConfig(s, b, store.VirtualServices, r, &o.ObjectMeta, &o.Spec, validate.VirtualService(&o.Spec))
+		} else {
+			deleteConfig(s, b, store.VirtualServices, r)
+		}
+	case status.DestinationRule:
+		if o, ok := get[*networkingv1.DestinationRule](s, r); ok {
+			putConfig(s, b, store.DestinationRules, r, &o.ObjectMeta, &o.Spec, validate.DestinationRule(&o.Spec))
+		} else {
+			deleteConfig(s, b, store.DestinationRules, r)
+		}
+	case status.PeerAuthentication:
+		if o, ok := get[*securityv1.PeerAuthentication](s, r); ok {
+			putConfig(s, b, store.PeerAuthentications, r, &o.ObjectMeta, &o.Spec, validate.PeerAuthentication(&o.Spec))
+		} else {
+			deleteConfig(s, b, store.PeerAuthentications, r)
+		}
+	case status.AuthorizationPolicy:
+		s.syncPolicy(b, r)
+	}
+}
+
+func putConfig[S proto.Message](s *Source, b *store.Batch, t *store.Table[model.Key, *model.Config[S]], r ref,
+	meta *metav1.ObjectMeta, spec S, problems []string,
+) {
+	s.report(r, acceptance(problems), s.cfg.Unsupported(spec))
+	if len(problems) == 0 {
+		store.Put(b, t, r.key, configRow(r.key, meta, spec))
+	}
+}
+
+func deleteConfig[S proto.Message](s *Source, b *store.Batch, t *store.Table[model.Key, *model.Config[S]], r ref) {
+	s.cfg.Reporter.Forget(r.kind, r.key)
+	store.Delete(b, t, r.key)
+}
+
+func configRow[S proto.Message](key model.Key, meta *metav1.ObjectMeta, spec S) *model.Config[S] {
+	return &model.Config[S]{
+		Meta: model.Meta{Key: key, Created: meta.CreationTimestamp.Time, Generation: meta.Generation}, Spec: spec,
+	}
+}
+
+// syncPolicy differs in two things. A dry run must not be enforced, so such a
+// policy has no row. And of a policy that is not valid, and that this process
+// has never seen valid, the valid rules are in effect: with none at all an ALLOW
+// policy would open what it was written to close.
+func (s *Source) syncPolicy(b *store.Batch, r ref) {
+	policy, ok := get[*securityv1.AuthorizationPolicy](s, r)
+	if !ok {
+		delete(s.policies, r.key)
+		deleteConfig(s, b, store.AuthorizationPolicies, r)
+		return
+	}
+	problems := validate.AuthorizationPolicy(&policy.Spec)
+	accepted := acceptance(problems)
+	unsupported := s.cfg.Unsupported(&policy.Spec)
+	spec := &policy.Spec
+	if dry := validate.WithoutEffect(policy.Annotations, spec); len(dry) > 0 {
+		s.report(r, accepted, append(unsupported, dry...))
+		delete(s.policies, r.key)
+		store.Delete(b, store.AuthorizationPolicies, r.key)
+		return
+	}
+	if len(problems) > 0 {
+		if s.policies[r.key] {
+			accepted.Message += "; the last valid version stays in effect"
+			s.report(r, accepted, unsupported)
+			return
+		}
+		accepted.Message += "; until it is valid only its valid rules are in effect"
+		if spec = validRules(&policy.Spec); spec == nil {
+			s.report(r, accepted, unsupported)
+			return
+		}
+	}
+	s.report(r, accepted, unsupported)
+	s.policies[r.key] = len(problems) == 0
+	store.Put(b, store.AuthorizationPolicies, r.key, configRow(r.key, &policy.ObjectMeta, spec))
+}
+
+// validRules is the policy without its invalid rules; nil where it is not clear
+// to whom it applies, or where nothing would be left of a policy that denies.
+func validRules(policy *security.AuthorizationPolicy) *security.AuthorizationPolicy {
+	if len(validate.AuthorizationPolicyScope(policy)) > 0 {
+		return nil
+	}
+	kept := &security.AuthorizationPolicy{
+		Selector: policy.GetSelector(), TargetRef: policy.GetTargetRef(), TargetRefs: policy.GetTargetRefs(),
+		Action: policy.GetAction(), ActionDetail: policy.GetActionDetail(),
+	}
+	for i, rule := range policy.GetRules() {
+		if len(validate.AuthorizationPolicyRule(i, rule)) == 0 {
+			kept.Rules = append(kept.Rules, rule)
+		}
+	}
+	if len(kept.GetRules()) == 0 && policy.GetAction() != security.AuthorizationPolicy_ALLOW {
+		return nil
+	}
+	return kept
+}

@@ -1,0 +1,167 @@
+package kube
+
+import (
+	"cmp"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"isthmus.dev/internal/model"
+)
+
+// podFacts is what the cache holds in place of a Pod, by far the most numerous
+// kind: its row, but for what depends on other objects.
+type podFacts struct {
+	metav1.ObjectMeta // namespace, name and version only
+	row               model.Workload
+	ended             bool
+	located           bool // by its own labels, not by its node
+}
+
+func factsOf(pod *corev1.Pod) *podFacts {
+	workload := podWorkload(pod)
+	f := &podFacts{
+		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion},
+		ended:      pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
+		row: model.Workload{
+			Key: model.WorkloadKey{
+				Namespace: pod.Namespace, ServiceAccount: cmp.Or(pod.Spec.ServiceAccountName, "default"), Instance: pod.Name,
+			},
+			UID:       string(pod.UID),
+			Addresses: podAddresses(pod),
+			Labels:    withCanonical(pod.Labels, workload),
+			Workload:  workload,
+			Node:      pod.Spec.NodeName,
+			Health:    podHealth(pod),
+			TLS:       podTLS(pod),
+		},
+	}
+	f.row.Ports, f.row.ServicePorts = podPorts(pod)
+	f.row.Locality, f.located = localityOf(pod.Labels)
+	return f
+}
+
+// podNode indexes pods.
+func podNode(obj any) ([]string, error) {
+	pod, ok := obj.(*podFacts)
+	if !ok || pod.row.Node == "" {
+		return nil, nil
+	}
+	return []string{pod.row.Node}, nil
+}
+
+// podRow is the row of a Pod, or nil: of one that ended, or has no address yet.
+func (s *Source) podRow(r ref) *model.Workload {
+	pod, ok := get[*podFacts](s, r)
+	if !ok || pod.ended || len(pod.row.Addresses) == 0 {
+		return nil
+	}
+	row := pod.row // its maps and slices are shared
+	row.Cluster = s.cfg.Cluster
+	row.Network = s.networks.of(row.Labels[labelNetwork], row.Addresses[0])
+	if node, ok := get[*corev1.Node](s, ref{kindNode, model.Key{Name: row.Node}}); ok && !pod.located {
+		row.Locality = model.Locality{Region: node.Labels[labelRegion], Zone: node.Labels[labelZone], Subzone: node.Labels[labelSubzone]}
+	}
+	return &row
+}
+
+func podAddresses(pod *corev1.Pod) []netip.Addr {
+	var list []netip.Addr
+	for _, ip := range append([]corev1.PodIP{{IP: pod.Status.PodIP}}, pod.Status.PodIPs...) {
+		if a, err := netip.ParseAddr(ip.IP); err == nil && !slices.Contains(list, a.Unmap()) {
+			list = append(list, a.Unmap())
+		}
+	}
+	return list
+}
+
+func podHealth(pod *corev1.Pod) model.Health {
+	if pod.DeletionTimestamp != nil {
+		return model.Draining
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			return model.Healthy
+		}
+	}
+	return model.Unhealthy
+}
+
+// podTLS: the label decides, which the webhook sets; without it, the webhook's
+// annotation. On the host's network no sidecar can capture.
+func podTLS(pod *corev1.Pod) model.TLSMode {
+	mode, labelled := pod.Labels[labelTLSMode]
+	_, injected := pod.Annotations[annotationStatus]
+	if !pod.Spec.HostNetwork && (mode == "istio" || !labelled && injected) {
+		return model.TLSIstio
+	}
+	return model.TLSDisabled
+}
+
+// podPorts are the named ports of the pod's containers, native sidecars
+// included, as numbers and as what the workload says that it serves.
+func podPorts(pod *corev1.Pod) (map[string]uint32, []model.Port) {
+	var named map[string]uint32
+	var served []model.Port
+	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+		if c.Name == proxyContainer {
+			continue
+		}
+		for _, p := range c.Ports {
+			if _, twice := named[p.Name]; p.Name == "" || twice {
+				continue
+			}
+			if named == nil {
+				named = map[string]uint32{}
+			}
+			named[p.Name] = uint32(p.ContainerPort)
+			served = append(served, model.Port{
+				Name: p.Name, Number: uint32(p.ContainerPort),
+				Protocol: portProtocol(p.Protocol, nil, p.Name, p.ContainerPort),
+			})
+		}
+	}
+	slices.SortFunc(served, comparePorts)
+	return named, served
+}
+
+func comparePorts(a, b model.Port) int {
+	return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.Name, b.Name))
+}
+
+// cronJob is how a CronJob names its Jobs: with the minute they were due.
+var cronJob = regexp.MustCompile(`^(.+)-\d{8,10}$`)
+
+// podWorkload is the telemetry name: of whoever the pod's template belongs to.
+func podWorkload(pod *corev1.Pod) string {
+	if name := pod.Labels[labelWorkloadName]; name != "" {
+		return name
+	}
+	owner := metav1.GetControllerOf(pod)
+	if pod.GenerateName == "" || owner == nil {
+		return pod.Name
+	}
+	switch owner.Kind {
+	case "ReplicaSet":
+		for _, label := range []string{"pod-template-hash", "rollouts-pod-template-hash"} {
+			if hash := pod.Labels[label]; hash != "" {
+				if name, ok := strings.CutSuffix(owner.Name, "-"+hash); ok && name != "" {
+					return name
+				}
+			}
+		}
+	case "ReplicationController":
+		if name := pod.Labels["deploymentconfig"]; name != "" {
+			return name
+		}
+	case "Job":
+		if m := cronJob.FindStringSubmatch(owner.Name); m != nil {
+			return m[1]
+		}
+	}
+	return owner.Name
+}

@@ -1,0 +1,169 @@
+package store
+
+import "slices"
+
+// bucket is the rows of a table under one key of an index, in the table's order.
+type bucket[K comparable, V Row[V]] struct {
+	members []*row[K, V]
+	rows    []V // handed out: replaced, never changed
+	cell    vertexID
+	drop    func() // called when nothing reads it any more
+
+	// What a commit does to it.
+	entered, left []*row[K, V]
+	stayed        bool // a row changed that is in it before and after
+}
+
+func (*bucket[K, V]) evaluate(*Reader) bool { return false }
+
+func (b *bucket[K, V]) forget() {
+	b.cell = 0
+	b.drop()
+}
+
+func (b *bucket[K, V]) touched() bool {
+	return b.stayed || len(b.entered) > 0 || len(b.left) > 0
+}
+
+func (b *bucket[K, V]) move(r *row[K, V], before, after bool) {
+	switch {
+	case before && after:
+		b.stayed = true
+	case after:
+		b.entered = append(b.entered, r)
+	case before:
+		b.left = append(b.left, r)
+	}
+}
+
+// settle merges what entered and left into the members: once a commit, however
+// many rows it moved.
+func (b *bucket[K, V]) settle(compare func(a, b K) int) {
+	byKey := func(x, y *row[K, V]) int { return compare(x.key, y.key) }
+	if len(b.entered) > 0 || len(b.left) > 0 {
+		slices.SortFunc(b.entered, byKey)
+		slices.SortFunc(b.left, byKey)
+		members := make([]*row[K, V], 0, len(b.members)+len(b.entered)-len(b.left))
+		in, out := b.entered, b.left
+		for _, m := range b.members {
+			if len(out) > 0 && out[0] == m {
+				out = out[1:]
+				continue
+			}
+			for len(in) > 0 && byKey(in[0], m) < 0 {
+				members, in = append(members, in[0]), in[1:]
+			}
+			members = append(members, m)
+		}
+		b.members = append(members, in...)
+	}
+	b.rows = nil
+	if len(b.members) > 0 {
+		b.rows = make([]V, len(b.members))
+		for i, m := range b.members {
+			b.rows[i] = m.value
+		}
+	}
+	b.entered, b.left, b.stayed = nil, nil, false
+}
+
+// bucketsOf is an index of one Store.
+type bucketsOf[K comparable, V Row[V], I comparable] struct {
+	ix      *Index[K, V, I]
+	t       *tableState[K, V]
+	buckets map[I]*bucket[K, V]
+	touched []*bucket[K, V]
+	// keys stands for which buckets have rows at all (see Distinct).
+	keys        *distinctKeys
+	keysChanged bool
+}
+
+type distinctKeys struct {
+	cell vertexID
+	drop func()
+}
+
+func (*distinctKeys) evaluate(*Reader) bool { return false }
+func (d *distinctKeys) forget()             { d.drop() }
+
+func (ix *Index[K, V, I]) open(t *tableState[K, V]) indexState[K, V] {
+	return &bucketsOf[K, V, I]{ix: ix, t: t, buckets: map[I]*bucket[K, V]{}}
+}
+
+func (s *bucketsOf[K, V, I]) plan(r *row[K, V], value V, present bool) func() {
+	var before, after []I
+	if r.present {
+		before = unique(s.ix.keys(r.key, r.value))
+	}
+	if present {
+		after = unique(s.ix.keys(r.key, value))
+	}
+	return func() {
+		for _, k := range before {
+			s.move(k, r, true, slices.Contains(after, k))
+		}
+		for _, k := range after {
+			if !slices.Contains(before, k) {
+				s.move(k, r, false, true)
+			}
+		}
+	}
+}
+
+func unique[I comparable](keys []I) []I {
+	for i, k := range keys {
+		if slices.Contains(keys[:i], k) {
+			var once []I
+			for _, k := range keys {
+				if !slices.Contains(once, k) {
+					once = append(once, k)
+				}
+			}
+			return once
+		}
+	}
+	return keys
+}
+
+func (s *bucketsOf[K, V, I]) move(k I, r *row[K, V], before, after bool) {
+	b := s.place(k)
+	if !b.touched() {
+		s.touched = append(s.touched, b)
+	}
+	b.move(r, before, after)
+}
+
+// place finds or makes a bucket, which stays while it has rows or readers.
+func (s *bucketsOf[K, V, I]) place(k I) *bucket[K, V] {
+	b := s.buckets[k]
+	if b == nil {
+		b = &bucket[K, V]{}
+		b.drop = func() {
+			if len(b.members) == 0 {
+				delete(s.buckets, k)
+			}
+		}
+		s.buckets[k] = b
+	}
+	return b
+}
+
+func (s *bucketsOf[K, V, I]) settle() {
+	for _, b := range s.touched {
+		empty := len(b.members) == 0
+		b.settle(s.t.table.compare)
+		if empty != (len(b.members) == 0) {
+			s.keysChanged = true
+		}
+		if b.cell != 0 {
+			s.t.g.mark(b.cell)
+		} else {
+			b.drop()
+		}
+	}
+	s.touched = nil
+	if s.keysChanged && s.keys != nil {
+		s.t.g.mark(s.keys.cell)
+	}
+	s.keysChanged = false
+}

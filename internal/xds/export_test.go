@@ -1,0 +1,31 @@
+package xds
+
+import (
+	"log/slog"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
+
+// Session opens the protocol's state machine to tests.
+type Session struct{ *session }
+
+func NewSession(sub Subscription, chunk int, now func() time.Time) Session {
+	s := newSession(sub, slog.New(slog.DiscardHandler), &counters{}, chunk, time.Second)
+	s.now = now
+	return Session{s}
+}
+
+func (s Session) Receive(req *discoveryv3.DeltaDiscoveryRequest) error { return s.receive(req) }
+func (s Session) Next() *discoveryv3.DeltaDiscoveryResponse            { return s.next() }
+func (s Session) Refresh()                                             { s.refresh() }
+func (s Session) Settle()                                              { s.settle() }
+func (s Session) Idle() bool                                           { return s.idle() }
+
+// Refusals is how many versions the session remembers as refused.
+func (s Session) Refusals() (n int) {
+	for _, t := range s.types {
+		n += len(t.refused)
+	}
+	return n
+}

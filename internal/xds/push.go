@@ -1,0 +1,272 @@
+package xds
+
+import (
+	"strconv"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
+
+// next gives the next response to send, or nil when everything that can be sent
+// now has been.
+func (s *session) next() *discoveryv3.DeltaDiscoveryResponse {
+	if !s.holdUntil.IsZero() && !s.now().Before(s.holdUntil) {
+		s.holdUntil = time.Time{}
+	}
+	for _, t := range s.types {
+		if f := s.update(t); f != nil {
+			return s.send(t, f)
+		}
+	}
+	for _, t := range s.types {
+		if f := s.removal(t); f != nil {
+			return s.send(t, f)
+		}
+	}
+	return nil
+}
+
+// update makes a response of what is queued for a type, if its turn has come.
+func (s *session) update(t *typeState) *flight {
+	if t.flight != nil || t.filling && !t.wildcardAnswerable() {
+		return nil
+	}
+	if f := s.retry(t); f != nil {
+		return f
+	}
+	b := &builder{session: s, typ: t, flight: &flight{push: never, revision: s.view.Revision()}}
+	// A route that is asked for must not name clusters that are still to be sent.
+	if t.rank != rankRoute || !s.behind(rankListener) {
+		b.answers()
+	}
+	if s.turn(t) {
+		b.changes()
+	}
+	f := b.flight
+	f.last = t.answers.len() == b.awaited && t.changed.len() == 0
+	if len(f.resources)+len(f.removed) > 0 {
+		t.owed = false
+		return f
+	}
+	// A subscription gets its first answer even if there is nothing, so that the
+	// proxy goes on; but not while all there is to say is awaited or not in turn.
+	if t.owed && !t.filling && t.answers.len() == 0 && t.changed.len() == 0 && s.turn(t) {
+		t.owed = false
+		f.push = s.push
+		return f
+	}
+	return nil
+}
+
+// wildcardAnswerable says that names asked for beside a "*" that is awaited may
+// be answered already.
+func (t *typeState) wildcardAnswerable() bool { return t.answers.len() > 0 }
+
+// turn says whether the changes of a type may be sent: listeners and routes come
+// after the clusters and endpoints of the same push are in place, routes after
+// listeners. Within endpoints it is decided by name.
+func (s *session) turn(t *typeState) bool {
+	return t.rank != rankListener && t.rank != rankRoute || !s.behind(t.rank)
+}
+
+// behind says that changes of a type before rank are still to be sent, or not in
+// place yet: a cluster serves only once the proxy has its endpoints too, which it
+// asks for before it acknowledges the cluster. A route that came earlier would
+// lead to no cluster.
+func (s *session) behind(rank int) bool {
+	for _, t := range s.types {
+		if t.rank < rank && (t.changed.len() > 0 || t.filling || t.arriving()) {
+			return true
+		}
+	}
+	return false
+}
+
+// builder collects one response.
+type builder struct {
+	session *session
+	typ     *typeState
+	flight  *flight
+	size    int
+	in      map[string]struct{} // answered here already
+	awaited int
+}
+
+// add puts a resource into the response, if there is room.
+func (b *builder) add(r *Resource, push uint64) bool {
+	n := len(r.Name) + len(r.Version) + len(r.Body.GetValue()) + len(r.Body.GetTypeUrl()) + 16
+	if b.size > 0 && b.size+n > b.session.chunk {
+		return false
+	}
+	b.size += n
+	b.flight.resources = append(b.flight.resources, r)
+	b.flight.push = min(b.flight.push, push)
+	return true
+}
+
+// answers takes what was subscribed to just now. It waits for nothing: the proxy
+// holds up its other types until it has it.
+func (b *builder) answers() {
+	t, q := b.typ, &b.typ.answers
+	if q.len() == 0 {
+		return
+	}
+	left := q.names[:0]
+	b.in = make(map[string]struct{}, len(q.names))
+	for i, name := range q.names {
+		r := b.session.view.Get(t.url, name)
+		switch {
+		case r == nil && b.session.awaiting(t, name):
+			if t.wants(name) {
+				left = append(left, name)
+				b.awaited++
+			}
+			continue
+		case r == nil || !t.wants(name):
+			// What the proxy may still use is told with the removals, in their order.
+			if t.wants(name) && !t.removals.has(name) {
+				b.flight.removed = append(b.flight.removed, name)
+				b.flight.push = min(b.flight.push, q.since)
+			}
+		case !b.add(r, q.since):
+			left = append(left, q.names[i:]...)
+			q.keep(left)
+			return
+		default:
+			b.in[name] = struct{}{}
+			b.flight.answers = true
+		}
+	}
+	q.keep(left)
+}
+
+// changes takes what changed. Endpoints of a cluster whose own change is not sent
+// yet stay behind it.
+func (b *builder) changes() {
+	t, q := b.typ, &b.typ.changed
+	if q.len() == 0 {
+		return
+	}
+	var clusters *typeState
+	if t.rank == rankEndpoint {
+		clusters = b.session.rank(rankCluster)
+	}
+	left := q.names[:0]
+	for i, name := range q.names {
+		if clusters != nil && clusters.changed.has(name) {
+			left = append(left, name)
+			continue
+		}
+		if _, ok := b.in[name]; ok || !t.wants(name) {
+			continue
+		}
+		r := b.session.view.Get(t.url, name)
+		if r == nil || t.refusedAt(r) {
+			continue
+		}
+		if !b.add(r, q.since) {
+			left = append(left, q.names[i:]...)
+			break
+		}
+	}
+	q.keep(left)
+}
+
+// removal makes a response of removals whose users are gone.
+func (s *session) removal(t *typeState) *flight {
+	if t.flight != nil || len(t.removals.list) == 0 || !t.answered() {
+		return nil
+	}
+	f := &flight{removal: true, push: t.removals.oldest(), revision: s.view.Revision()}
+	for _, name := range t.removals.before(s.removable(t)) {
+		// The proxy may have given it up, or it may exist again, by now.
+		if t.wants(name) && s.view.Get(t.url, name) == nil {
+			f.removed = append(f.removed, name)
+		}
+	}
+	if len(f.removed) == 0 {
+		return nil
+	}
+	return f
+}
+
+// removable is the oldest push whose removals of a type must wait. Removals come
+// after the updates of their push; what is used goes after what used it is gone:
+// listeners, routes, clusters, endpoints. An update that was refused left the old
+// version in use, and so holds back the removals too.
+func (s *session) removable(t *typeState) uint64 {
+	if t.rank == rankOther {
+		return never
+	}
+	clusters, endpoints := s.rank(rankCluster), s.rank(rankEndpoint)
+	listeners, routes := s.rank(rankListener), s.rank(rankRoute)
+	limit := min(clusters.unsent(), endpoints.unsent(), listeners.unsent(), routes.unsent())
+	if t.rank == rankListener {
+		return limit
+	}
+	limit = min(limit, listeners.unaccepted(), listeners.unremoved())
+	if t.rank == rankRoute {
+		return limit
+	}
+	if s.held(listeners) {
+		return 0
+	}
+	limit = min(limit, routes.unaccepted(), routes.unremoved())
+	if t.rank == rankCluster {
+		return limit
+	}
+	return min(limit, clusters.unremoved())
+}
+
+// held says that a proxy that reconnected has not caught up with listeners yet.
+func (s *session) held(listeners *typeState) bool {
+	if s.holdUntil.IsZero() {
+		return false
+	}
+	if caughtUp := listeners != nil && listeners.answered() && listeners.flight == nil; caughtUp {
+		s.holdUntil = time.Time{}
+		return false
+	}
+	return true
+}
+
+// send puts a response in flight.
+func (s *session) send(t *typeState, f *flight) *discoveryv3.DeltaDiscoveryResponse {
+	s.nonce++
+	f.nonce = strconv.FormatUint(s.nonce, 36)
+	t.flight = f
+	resp := &discoveryv3.DeltaDiscoveryResponse{
+		TypeUrl:           t.url,
+		Nonce:             f.nonce,
+		SystemVersionInfo: strconv.FormatUint(f.revision, 10),
+		RemovedResources:  f.removed,
+	}
+	if len(f.resources) > 0 {
+		bodies := make([]discoveryv3.Resource, len(f.resources))
+		resp.Resources = make([]*discoveryv3.Resource, len(f.resources))
+		for i, r := range f.resources {
+			b := &bodies[i]
+			b.Name, b.Version, b.Resource = r.Name, r.Version, r.Body
+			resp.Resources[i] = b
+		}
+	}
+	if t.rank == rankCluster {
+		s.follow(f.resources)
+	}
+	s.counters.sent(t.rank, f)
+	return resp
+}
+
+// follow sends the endpoints of clusters that were sent, changed or not: a
+// changed cluster keeps its old configuration until it is given endpoints anew.
+func (s *session) follow(clusters []*Resource) {
+	endpoints := s.rank(rankEndpoint)
+	for _, c := range clusters {
+		switch {
+		case endpoints != nil && endpoints.names.has(c.Name):
+			endpoints.answers.add(c.Name, s.push)
+		case endpoints == nil && s.unfollowed != nil:
+			s.unfollowed[c.Name] = struct{}{}
+		}
+	}
+}

@@ -1,0 +1,135 @@
+package xds
+
+import "math"
+
+// never is later than every push.
+const never = math.MaxUint64
+
+// queue holds names to be sent, each once, in the order in which they came.
+type queue struct {
+	names  []string
+	member map[string]struct{} // made when first needed: most queues hold few names, briefly
+	since  uint64              // the push of the oldest name
+}
+
+func (q *queue) len() int { return len(q.names) }
+
+// oldest is the push from which the queue still holds names.
+func (q *queue) oldest() uint64 {
+	if len(q.names) == 0 {
+		return never
+	}
+	return q.since
+}
+
+// fill adds names known to be distinct to an empty queue.
+func (q *queue) fill(names []string, push uint64) {
+	q.names, q.member, q.since = names, nil, push
+}
+
+func (q *queue) add(name string, push uint64) {
+	if len(q.names) == 0 {
+		q.names, q.member, q.since = append(q.names, name), nil, push
+		return
+	}
+	q.since = min(q.since, push)
+	if q.has(name) {
+		return
+	}
+	q.names = append(q.names, name)
+	q.member[name] = struct{}{}
+}
+
+func (q *queue) has(name string) bool {
+	if len(q.names) == 0 {
+		return false
+	}
+	if q.member == nil {
+		q.member = make(map[string]struct{}, len(q.names)+1)
+		for _, n := range q.names {
+			q.member[n] = struct{}{}
+		}
+	}
+	_, ok := q.member[name]
+	return ok
+}
+
+// keep replaces the content by those of its names that are left over.
+func (q *queue) keep(names []string) {
+	if len(names) == 0 {
+		*q = queue{}
+		return
+	}
+	if len(names) != len(q.names) {
+		q.member = nil
+	}
+	q.names = names
+}
+
+// removals holds names that no longer exist, to be told once what used them is
+// gone, in the order of the pushes that removed them.
+type removals struct {
+	list []removal
+	live map[string]uint64 // name → push; an entry of list that is not here was taken back
+}
+
+type removal struct {
+	name string
+	push uint64
+}
+
+func (q *removals) add(name string, push uint64) {
+	if _, ok := q.live[name]; ok {
+		return
+	}
+	if q.live == nil {
+		q.live = map[string]uint64{}
+	}
+	q.live[name] = push
+	q.list = append(q.list, removal{name, push})
+}
+
+func (q *removals) has(name string) bool {
+	_, ok := q.live[name]
+	return ok
+}
+
+func (q *removals) drop(name string) {
+	delete(q.live, name)
+	q.trim()
+}
+
+// trim drops what was taken back from the front, so that oldest is exact.
+func (q *removals) trim() {
+	for len(q.list) > 0 && !q.holds(q.list[0]) {
+		q.list = q.list[1:]
+	}
+	if len(q.list) == 0 {
+		*q = removals{}
+	}
+}
+
+func (q *removals) holds(r removal) bool {
+	push, ok := q.live[r.name]
+	return ok && push == r.push
+}
+
+func (q *removals) oldest() uint64 {
+	if len(q.list) == 0 {
+		return never
+	}
+	return q.list[0].push
+}
+
+// before takes out the names removed by pushes older than a limit.
+func (q *removals) before(limit uint64) (names []string) {
+	for len(q.list) > 0 && q.list[0].push < limit {
+		if r := q.list[0]; q.holds(r) {
+			delete(q.live, r.name)
+			names = append(names, r.name)
+		}
+		q.list = q.list[1:]
+	}
+	q.trim()
+	return names
+}

@@ -1,0 +1,293 @@
+package xds
+
+import (
+	"log/slog"
+	"slices"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Bounds on what one proxy may make the server keep.
+const (
+	maxTypes = 64
+	maxNames = 500_000 // of one type
+)
+
+// session is one stream's protocol state, without the stream: requests and
+// changes go in, next gives the responses to send. It is used by one goroutine.
+//
+// What the proxy holds is never listed. It is, by construction, what view gives
+// of the subscribed names, but for what is queued or in flight. So a later View
+// is compared with view, for the names that the Subscription says changed.
+type session struct {
+	sub      Subscription
+	interest Interest // nil where sub is none
+	refuser  Refuser  // nil where sub is none
+	log      *slog.Logger
+	counters *counters
+	now      func() time.Time
+	chunk    int           // bytes of resources that make a response large enough
+	grace    time.Duration // see holdUntil
+
+	view  View
+	push  uint64 // counts the Views taken
+	nonce uint64
+	types []*typeState // by rank
+
+	// After a reconnect, what is gone is removed from clusters and endpoints only
+	// when listeners have been brought up to date too, or have not been asked for
+	// until this time.
+	holdUntil time.Time
+	// Clusters sent after a reconnect, before endpoints are subscribed to: their
+	// endpoints are sent even if the proxy has them.
+	unfollowed map[string]struct{}
+}
+
+func newSession(sub Subscription, log *slog.Logger, c *counters, chunk int, grace time.Duration) *session {
+	s := &session{sub: sub, log: log, counters: c, now: time.Now, chunk: chunk, grace: grace}
+	s.interest, _ = sub.(Interest)
+	s.refuser, _ = sub.(Refuser)
+	s.view, _ = sub.Take()
+	s.push = 1
+	return s
+}
+
+// find returns the state of a type, or nil if it was never asked for.
+func (s *session) find(typeURL string) *typeState {
+	for _, t := range s.types {
+		if t.url == typeURL {
+			return t
+		}
+	}
+	return nil
+}
+
+func (s *session) rank(rank int) *typeState {
+	for _, t := range s.types {
+		if t.rank == rank {
+			return t
+		}
+	}
+	return nil
+}
+
+// receive takes in one request.
+func (s *session) receive(req *discoveryv3.DeltaDiscoveryRequest) error {
+	if req.TypeUrl == "" {
+		return status.Error(codes.InvalidArgument, "delta discovery request names no type_url")
+	}
+	t := s.find(req.TypeUrl)
+	if t == nil {
+		if len(s.types) == maxTypes {
+			return status.Errorf(codes.ResourceExhausted, "stream subscribes to more than %d types", maxTypes)
+		}
+		t = &typeState{url: req.TypeUrl, rank: rankOf(req.TypeUrl)}
+		i, _ := slices.BinarySearchFunc(s.types, t.rank, func(u *typeState, rank int) int {
+			if u.rank <= rank {
+				return -1
+			}
+			return 1
+		})
+		s.types = slices.Insert(s.types, i, t)
+		return s.open(t, req)
+	}
+	if req.ResponseNonce != "" {
+		s.answer(t, req)
+	}
+	s.unsubscribe(t, req.ResourceNamesUnsubscribe)
+	return s.subscribe(t, req.ResourceNamesSubscribe)
+}
+
+// open takes in the first request for a type.
+func (s *session) open(t *typeState, req *discoveryv3.DeltaDiscoveryRequest) error {
+	t.owed = true
+	t.initial = req.InitialResourceVersions
+	subscribe := req.ResourceNamesSubscribe
+	// A first request without names is the older form of "*", but for the types
+	// that are only ever subscribed to by name: there it means nothing, so far.
+	if len(subscribe) == 0 && t.rank != rankEndpoint && t.rank != rankRoute {
+		subscribe = []string{"*"}
+	}
+	if t.rank == rankCluster && len(t.initial) > 0 {
+		s.holdUntil = s.now().Add(s.grace)
+		s.unfollowed = map[string]struct{}{}
+	}
+	if err := s.subscribe(t, subscribe); err != nil {
+		return err
+	}
+	if t.rank == rankEndpoint {
+		s.unfollowed = nil
+	}
+	if !t.filling {
+		t.initial = nil
+	}
+	return nil
+}
+
+func (s *session) subscribe(t *typeState, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	if s.interest != nil {
+		s.interest.Subscribed(t.url, names)
+	}
+	if t.names.len()+len(names) > maxNames {
+		return status.Errorf(codes.ResourceExhausted, "stream subscribes to more than %d names of type %s", maxNames, t.url)
+	}
+	t.names.grow(len(names))
+	for _, name := range names {
+		if name == "*" {
+			t.wildcard, t.filling, t.owed = true, true, true
+			continue
+		}
+		t.names.add(name)
+		if s.current(t, name) {
+			continue
+		}
+		// Asked for anew, a name is answered again: the proxy may have dropped it.
+		t.answers.add(name, s.push)
+	}
+	s.fill(t)
+	return nil
+}
+
+// current says that the proxy brought the newest version of a name, and needs no
+// answer but the one that every first request gets.
+func (s *session) current(t *typeState, name string) bool {
+	version, ok := t.initial[name]
+	if !ok {
+		return false
+	}
+	if _, follow := s.unfollowed[name]; follow && t.rank == rankEndpoint {
+		return false
+	}
+	r := s.view.Get(t.url, name)
+	return r != nil && r.Version == version
+}
+
+func (s *session) unsubscribe(t *typeState, names []string) {
+	if len(names) == 0 {
+		return
+	}
+	for _, name := range names {
+		if name == "*" {
+			t.wildcard, t.filling, t.initial = false, false, nil
+			continue
+		}
+		t.names.remove(name)
+		delete(t.refused, name)
+		if t.wildcard {
+			// The proxy can't know whether "*" still gives it this one.
+			t.answers.add(name, s.push)
+			continue
+		}
+		t.removals.drop(name)
+	}
+	if s.interest != nil {
+		s.interest.Unsubscribed(t.url, names)
+	}
+}
+
+// fill queues what a subscription to "*" gives, once the View knows it.
+func (s *session) fill(t *typeState) {
+	if !t.filling || s.awaiting(t, "*") {
+		return
+	}
+	t.filling = false
+	var names []string
+	seen := 0
+	for r := range s.view.All(t.url) {
+		if v, ok := t.initial[r.Name]; ok {
+			seen++
+			if v == r.Version {
+				continue
+			}
+		}
+		names = append(names, r.Name)
+	}
+	if t.changed.len() == 0 {
+		t.changed.fill(names, s.push)
+	} else {
+		for _, name := range names {
+			t.changed.add(name, s.push)
+		}
+	}
+	if seen < len(t.initial) {
+		for name := range t.initial {
+			if s.view.Get(t.url, name) == nil {
+				t.removals.add(name, s.push)
+			}
+		}
+	}
+	t.initial = nil
+}
+
+func (s *session) awaiting(t *typeState, name string) bool {
+	w, ok := s.view.(Waiter)
+	return ok && w.Awaiting(t.url, name)
+}
+
+// refresh takes the newest View and queues what differs for this proxy.
+func (s *session) refresh() {
+	view, changed := s.sub.Take()
+	old := s.view
+	s.view = view
+	s.push++
+	for _, t := range s.types {
+		wasFilling := t.filling
+		s.fill(t)
+		for _, name := range changed[t.url] {
+			if wasFilling && !t.names.has(name) || !t.wants(name) {
+				continue
+			}
+			was, is := old.Get(t.url, name), view.Get(t.url, name)
+			switch {
+			case is == nil && was != nil:
+				delete(t.refused, name)
+				t.removals.add(name, s.push)
+			case is == nil, was != nil && was.Version == is.Version:
+			default:
+				t.removals.drop(name)
+				t.changed.add(name, s.push)
+			}
+		}
+	}
+}
+
+// settle reports what the proxy has answered for. It is called when next has
+// nothing to send.
+func (s *session) settle() {
+	for _, t := range s.types {
+		if t.answered() {
+			s.report(t, s.view.Revision())
+		}
+	}
+}
+
+func (s *session) report(t *typeState, revision uint64) {
+	if t.reported <= revision {
+		t.reported = revision + 1
+		s.sub.Acknowledged(t.url, revision)
+	}
+}
+
+// idle says that nothing is under way.
+func (s *session) idle() bool {
+	for _, t := range s.types {
+		if t.flight != nil || !t.answered() {
+			return false
+		}
+	}
+	return len(s.types) > 0
+}
+
+// wake is when next may have something to send although nothing came in.
+func (s *session) wake() (time.Time, bool) {
+	if s.holdUntil.IsZero() {
+		return time.Time{}, false
+	}
+	return s.holdUntil, true
+}
