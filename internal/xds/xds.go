@@ -26,7 +26,13 @@ const (
 	RouteType          = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 	WorkloadConfigType = "type.googleapis.com/isthmus.agent.v1.WorkloadConfig"
 	NameType           = "type.googleapis.com/isthmus.agent.v1.Name"
+	VirtualHostType    = "type.googleapis.com/envoy.config.route.v3.VirtualHost"
 )
+
+// SplitRoutesFeature among Node.client_features says that a client takes route
+// configurations without their virtual hosts, and these as resources of their own
+// (see Splitter).
+const SplitRoutesFeature = "isthmus.vhds"
 
 // Resource is rendered once, whoever asks, and never changed.
 type Resource struct {
@@ -107,4 +113,26 @@ type Refuser interface {
 // answer; a later View ends the wait.
 type Waiter interface {
 	Awaiting(typeURL, name string) bool
+}
+
+// Splitter is a View that gives some route configurations without their virtual
+// hosts. Those are resources of VirtualHostType, named ROUTE/HOST, and a proxy that
+// subscribes to the route is sent them behind it, without asking.
+type Splitter interface {
+	// VirtualHosts gives those of a route configuration; split is false where the
+	// route configuration holds them itself.
+	VirtualHosts(route string) (hosts iter.Seq[*Resource], split bool)
+}
+
+// Scoped is a View whose "*" gives less than Get does: the rest is for those that
+// ask by name. What is asked for and unknown it answers with a placeholder, so that
+// the real one is a change like any other.
+type Scoped interface {
+	// Covers says whether a name is given to a proxy that subscribes to "*" (for
+	// virtual hosts: to their route).
+	Covers(typeURL, name string) bool
+	// Resolve says which resource answers a name that is asked for: the name itself,
+	// or, for a virtual host asked for as ROUTE/DOMAIN, the one that has that domain.
+	// The answer carries the name asked for as alias.
+	Resolve(typeURL, name string) string
 }
