@@ -75,5 +75,8 @@ func (e *editsOf[K, V]) apply(s *Store) bool {
 		}
 		any = any || changed
 	}
+	if any {
+		t.done.Commits++
+	}
 	return any
 }

@@ -20,6 +20,8 @@ type owner interface {
 	evaluate(r *Reader) bool
 	// forget is called when nothing reads it any more.
 	forget()
+	// describe says what it is (explain.go).
+	describe() *Cause
 }
 
 type vertex struct {
@@ -50,6 +52,7 @@ type graph struct {
 	live     int
 	revision uint64
 	runs     uint64 // rules run, ever
+	cutoffs  uint64 // of these, how many changed nothing
 	queue    [][]vertexID
 	floor    int32 // all that is lower is settled
 	changed  []Root
@@ -169,7 +172,9 @@ func (g *graph) run(id vertexID) {
 	g.scratch = append(g.scratch, r.reads[:0])
 	r.g, r.store = nil, nil // of no use to who kept it
 	v.verified = g.revision
-	if changed {
+	if !changed {
+		g.cutoffs++
+	} else {
 		if v.roots > 0 {
 			g.changed = append(g.changed, Root(id))
 		}

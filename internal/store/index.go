@@ -7,18 +7,26 @@ type bucket[K comparable, V Row[V]] struct {
 	members []*row[K, V]
 	rows    []V // handed out: replaced, never changed
 	cell    vertexID
-	drop    func() // called when nothing reads it any more
+	home    home
 
 	// What a commit does to it.
 	entered, left []*row[K, V]
 	stayed        bool // a row changed that is in it before and after
 }
 
+// home is where a bucket is kept.
+type home interface {
+	// vacate is called when nothing reads the bucket any more.
+	vacate()
+	// address names it, for people; index is "" for a whole table.
+	address() (table, index string, key any)
+}
+
 func (*bucket[K, V]) evaluate(*Reader) bool { return false }
 
 func (b *bucket[K, V]) forget() {
 	b.cell = 0
-	b.drop()
+	b.home.vacate()
 }
 
 func (b *bucket[K, V]) touched() bool {
@@ -80,11 +88,34 @@ type bucketsOf[K comparable, V Row[V], I comparable] struct {
 
 type distinctKeys struct {
 	cell vertexID
-	drop func()
+	home home
 }
 
 func (*distinctKeys) evaluate(*Reader) bool { return false }
-func (d *distinctKeys) forget()             { d.drop() }
+func (d *distinctKeys) forget()             { d.home.vacate() }
+
+// vacate and address make an index the home of its keys.
+func (s *bucketsOf[K, V, I]) vacate() { s.keys = nil }
+
+func (s *bucketsOf[K, V, I]) address() (table, index string, key any) {
+	return s.ix.table.name, s.ix.name, nil
+}
+
+// slot is the place of one bucket in its index.
+type slot[K comparable, V Row[V], I comparable] struct {
+	in  *bucketsOf[K, V, I]
+	key I
+}
+
+func (p *slot[K, V, I]) vacate() {
+	if len(p.in.buckets[p.key].members) == 0 {
+		delete(p.in.buckets, p.key)
+	}
+}
+
+func (p *slot[K, V, I]) address() (table, index string, key any) {
+	return p.in.ix.table.name, p.in.ix.name, p.key
+}
 
 func (ix *Index[K, V, I]) open(t *tableState[K, V]) indexState[K, V] {
 	return &bucketsOf[K, V, I]{ix: ix, t: t, buckets: map[I]*bucket[K, V]{}}
@@ -137,12 +168,7 @@ func (s *bucketsOf[K, V, I]) move(k I, r *row[K, V], before, after bool) {
 func (s *bucketsOf[K, V, I]) place(k I) *bucket[K, V] {
 	b := s.buckets[k]
 	if b == nil {
-		b = &bucket[K, V]{}
-		b.drop = func() {
-			if len(b.members) == 0 {
-				delete(s.buckets, k)
-			}
-		}
+		b = &bucket[K, V]{home: &slot[K, V, I]{s, k}}
 		s.buckets[k] = b
 	}
 	return b
@@ -158,7 +184,7 @@ func (s *bucketsOf[K, V, I]) settle() {
 		if b.cell != 0 {
 			s.t.g.mark(b.cell)
 		} else {
-			b.drop()
+			b.home.vacate()
 		}
 	}
 	s.touched = nil

@@ -83,7 +83,7 @@ func Distinct[K comparable, V Row[V], I comparable](r *Reader, ix *Index[K, V, I
 	}
 	if r.recording() {
 		if s.keys == nil {
-			s.keys = &distinctKeys{drop: func() { s.keys = nil }}
+			s.keys = &distinctKeys{home: s}
 			s.keys.cell = r.g.add(s.keys)
 		}
 		r.record(s.keys.cell)

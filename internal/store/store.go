@@ -14,7 +14,10 @@ import (
 	"context"
 	"hash/maphash"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
+	"time"
 )
 
 // Store holds rows, and the results of the rules over them.
@@ -24,6 +27,9 @@ type Store struct {
 	tables map[any]table // by *Table
 	rules  map[any]any   // *Rule → *results
 	log    *slog.Logger
+
+	commits    uint64
+	commitTime time.Duration
 
 	observer func(*Tx, []Root)
 	writer   writer
@@ -35,7 +41,10 @@ type Store struct {
 }
 
 // table is a tableState of whatever row.
-type table interface{ settle() }
+type table interface {
+	settle()
+	stats() TableStats
+}
 
 // New returns an empty store. Failures of rules are logged to log.
 func New(log *slog.Logger) *Store {
@@ -63,6 +72,7 @@ func openRule[K comparable, V any](s *Store, rule *Rule[K, V], make bool) *resul
 // changes nothing makes none.
 func (s *Store) Commit(b *Batch) uint64 {
 	s.mu.Lock()
+	start := time.Now()
 	changed := false
 	for _, edits := range b.edits {
 		if edits.apply(s) {
@@ -85,6 +95,8 @@ func (s *Store) Commit(b *Batch) uint64 {
 		s.observer(&Tx{s}, roots)
 	}
 	s.graph.collect()
+	s.commits++
+	s.commitTime += time.Since(start)
 	s.mu.Unlock()
 
 	s.waiting.Lock()
@@ -138,16 +150,41 @@ func (s *Store) Open() {
 // Opened is closed once the store is open.
 func (s *Store) Opened() <-chan struct{} { return s.open }
 
-// Stats are sizes, for metrics and tests.
+// Stats are sizes and counters, for metrics and tests.
 type Stats struct {
 	Revision uint64
 	Vertices int    // rows, buckets and results that something reads
 	Runs     uint64 // of rules, ever
+	Cutoffs  uint64 // of these, how many gave what they gave before, or failed
+	Commits  uint64 // that changed something
+	// CommitTime is that of all commits, with the rules that they had run.
+	CommitTime time.Duration
 }
 
-// Stats returns the sizes of now.
+// TableStats are those of one table.
+type TableStats struct {
+	Name                    string
+	Rows                    int
+	Added, Updated, Deleted uint64 // rows, ever
+	Commits                 uint64 // that changed one
+}
+
+// Stats returns those of now.
 func (s *Store) Stats() Stats {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return Stats{s.graph.revision, s.graph.live, s.graph.runs}
+	g := s.graph
+	return Stats{Revision: g.revision, Vertices: g.live, Runs: g.runs, Cutoffs: g.cutoffs, Commits: s.commits, CommitTime: s.commitTime}
+}
+
+// Tables returns the Stats of the tables that have been used, by name.
+func (s *Store) Tables() []TableStats {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := make([]TableStats, 0, len(s.tables))
+	for _, t := range s.tables {
+		out = append(out, t.stats())
+	}
+	slices.SortFunc(out, func(a, b TableStats) int { return strings.Compare(a.Name, b.Name) })
+	return out
 }

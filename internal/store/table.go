@@ -45,6 +45,8 @@ type indexState[K comparable, V Row[V]] interface {
 	plan(r *row[K, V], value V, present bool) func()
 	// settle rebuilds the buckets that were touched, and marks who read them.
 	settle()
+	// cells of the buckets that a row is in (explain.go).
+	cells(r *row[K, V]) []vertexID
 }
 
 // row is one row, or the place of one that a rule looked for in vain.
@@ -71,6 +73,7 @@ type tableState[K comparable, V Row[V]] struct {
 	g       *graph
 	rows    map[K]*row[K, V]
 	count   int
+	done    TableStats    // counters only
 	all     *bucket[K, V] // kept only while some rule reads the whole table
 	indexes []indexState[K, V]
 }
@@ -113,8 +116,12 @@ func (t *tableState[K, V]) write(k K, value V, present bool) (bool, error) {
 	switch {
 	case present && !r.present:
 		t.count++
-	case !present && r.present:
+		t.done.Added++
+	case present:
+		t.done.Updated++
+	default:
 		t.count--
+		t.done.Deleted++
 	}
 	r.value, r.present = value, present
 	if r.cell != 0 {
@@ -163,7 +170,7 @@ func (t *tableState[K, V]) settle() {
 // whole returns the bucket of all rows, which is kept from now on.
 func (t *tableState[K, V]) whole() *bucket[K, V] {
 	if t.all == nil {
-		t.all = &bucket[K, V]{drop: func() { t.all = nil }}
+		t.all = &bucket[K, V]{home: t}
 		t.all.cell = t.g.add(t.all)
 		for _, r := range t.rows {
 			if r.present {
@@ -173,4 +180,15 @@ func (t *tableState[K, V]) whole() *bucket[K, V] {
 		t.all.settle(t.table.compare)
 	}
 	return t.all
+}
+
+// vacate and address make a table the home of the bucket of all its rows.
+func (t *tableState[K, V]) vacate() { t.all = nil }
+
+func (t *tableState[K, V]) address() (table, index string, key any) { return t.table.name, "", nil }
+
+func (t *tableState[K, V]) stats() TableStats {
+	s := t.done
+	s.Name, s.Rows = t.table.name, t.count
+	return s
 }
