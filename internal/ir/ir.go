@@ -58,6 +58,14 @@ type (
 		Visibility Visibility
 		Port       uint32
 	}
+	// RouteTablePartKey: some virtual hosts that follow each other in a route table.
+	// Those of the services from the host Start on, or those of hosts without a
+	// service. A table may have thousands, of which a change concerns one.
+	RouteTablePartKey struct {
+		Table    RouteTableKey
+		Start    string
+		Unserved bool
+	}
 	// ListenerKey: one outbound listener. Address is "" for the port's wildcard
 	// listener (HTTP), else the virtual address that it matches (TCP).
 	ListenerKey struct {
@@ -82,6 +90,7 @@ type Audience struct {
 	Clusters   []ClusterKey
 	Listeners  []ListenerKey
 	Routes     []RouteTableKey
+	Parts      []RouteTablePartKey // of Routes, for proxies that take virtual hosts by themselves
 	Names      []ServiceKey
 }
 
@@ -250,6 +259,15 @@ type Listener struct {
 	// Passthrough is what happens without a match: to the original destination,
 	// or (REGISTRY_ONLY) nowhere.
 	Passthrough bool
+	OnDemand    *OnDemand // nil: the proxy has all that the listener needs
+}
+
+// OnDemand is for proxies that start with a part of the mesh, and ask for virtual
+// hosts and clusters as they are first used.
+type OnDemand struct {
+	// TCP are the networks of the mesh's TCP services: a connection to an address
+	// in them, for which there is no listener, is asked for by its destination.
+	TCP []netip.Prefix
 }
 
 // TCPRoute is one filter chain of a TCP listener.
@@ -280,4 +298,5 @@ type Header struct{ Name, Value string }
 // Outbound is the listener on 15001 and what it needs.
 type Outbound struct {
 	Passthrough bool // ALLOW_ANY; else REGISTRY_ONLY
+	OnDemand    *OnDemand
 }

@@ -36,6 +36,38 @@ type source struct {
 	Outbound  *ir.Outbound
 	Inbound   *ir.Inbound
 	Static    bool
+	OnDemand  onDemandSource
+}
+
+// onDemandSource is what there is for proxies that start with a part of the mesh.
+type onDemandSource struct {
+	Tables          []*ir.RouteTable
+	Hosts           []*ir.VirtualHost // of the first table
+	UnknownHosts    []string
+	UnknownClusters []string
+	Destinations    []*ir.Cluster
+}
+
+func (s onDemandSource) render() (out rendered) {
+	for i, table := range s.Tables {
+		out.routes = append(out.routes, OnDemandRouteTable(table))
+		if i > 0 {
+			continue
+		}
+		for _, h := range s.Hosts {
+			out.hosts = append(out.hosts, VirtualHost(table.Name, h))
+		}
+		for _, h := range s.UnknownHosts {
+			out.hosts = append(out.hosts, UnknownHost(table.Name, h, table.Passthrough))
+		}
+	}
+	for i, name := range s.UnknownClusters {
+		out.clusters = append(out.clusters, UnknownCluster(name, i%2 == 1))
+	}
+	for _, c := range s.Destinations {
+		out.clusters = append(out.clusters, TCPDestination(TCPDestinationPrefix+"10.96.0.7:3306", c))
+	}
+	return out
 }
 
 // rendered is everything that a source renders to.
@@ -44,9 +76,11 @@ type rendered struct {
 	endpoints []*endpointv3.ClusterLoadAssignment
 	listeners []*listenerv3.Listener
 	routes    []*routev3.RouteConfiguration
+	hosts     []*routev3.VirtualHost // of the first route configuration that is split
 }
 
 func render(s *source) (out rendered) {
+	out = s.OnDemand.render()
 	for _, c := range s.Clusters {
 		out.clusters = append(out.clusters, Cluster(c))
 	}
@@ -84,6 +118,9 @@ func (r rendered) messages() (out []proto.Message) {
 		out = append(out, m)
 	}
 	for _, m := range r.routes {
+		out = append(out, m)
+	}
+	for _, m := range r.hosts {
 		out = append(out, m)
 	}
 	return out
@@ -219,6 +256,10 @@ func addTo(static *bootstrapv3.Bootstrap_StaticResources, prefix string, r rende
 	}
 	listeners := r.listeners
 	for i, rc := range r.routes {
+		if rc.Vhds != nil {
+			rc = proto.CloneOf(rc)
+			rc.VirtualHosts, rc.Vhds = append(rc.VirtualHosts, r.hosts...), nil
+		}
 		hcm := connectionManager("routes")
 		hcm.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: rc}
 		hcm.HttpFilters = []*hcmv3.HttpFilter{router()}

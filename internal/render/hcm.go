@@ -30,6 +30,9 @@ func outboundHTTP(l *ir.Listener) *listenerv3.Filter {
 		RouteConfigName: l.RouteTable,
 	}}
 	out.AccessLog = outboundHTTPMetrics()
+	if l.OnDemand != nil {
+		out.HttpFilters = append(out.HttpFilters, onDemandFilter())
+	}
 	if l.Sniff {
 		out.HttpFilters = append(out.HttpFilters, alpnFilter())
 	}

@@ -41,8 +41,11 @@ func Listener(l *ir.Listener) *listenerv3.Listener {
 	case l.Sniff:
 		out.FilterChains, out.DefaultFilterChain = tcpChains(l)
 		http := &listenerv3.FilterChain{
-			FilterChainMatch: &listenerv3.FilterChainMatch{ApplicationProtocols: plaintextHTTP()},
-			Filters:          []*listenerv3.Filter{outboundHTTP(l)},
+			FilterChainMatch: &listenerv3.FilterChainMatch{
+				PrefixRanges:         besideOnDemand(out.FilterChains),
+				ApplicationProtocols: plaintextHTTP(),
+			},
+			Filters: []*listenerv3.Filter{outboundHTTP(l)},
 		}
 		out.FilterChains = append([]*listenerv3.FilterChain{http}, out.FilterChains...)
 	default:
@@ -141,6 +144,11 @@ func VirtualOutbound(o *ir.Outbound) *listenerv3.Listener {
 				Filters: []*listenerv3.Filter{outboundTCP(rest)},
 			},
 		},
+	}
+	if o.OnDemand != nil {
+		if chain := onDemandChain(map[tcpMatch]bool{}, o.OnDemand); chain != nil {
+			out.FilterChains = append(out.FilterChains, chain)
+		}
 	}
 	bindTo(out, wildcards(), OutboundPort)
 	return out

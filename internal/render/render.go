@@ -6,7 +6,9 @@
 //	ir.Cluster    → Cluster         CDS, shared by all clients
 //	ir.Endpoints  → Endpoints       EDS
 //	ir.Listener   → Listener        LDS, outbound, entered through VirtualOutbound
-//	ir.RouteTable → RouteTable      RDS
+//	ir.RouteTable → RouteTable      RDS, with its virtual hosts; or
+//	                SplitRouteTable RDS, without them, and
+//	                VirtualHost     VHDS, each of them
 //	ir.Outbound   → VirtualOutbound LDS, port 15001
 //	ir.Inbound    → Inbound         LDS and CDS, port 15006
 //	                StaticClusters  CDS, the same everywhere

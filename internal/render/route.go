@@ -30,23 +30,50 @@ func RouteTable(t *ir.RouteTable) *routev3.RouteConfiguration {
 		MaxDirectResponseBodySizeBytes: u32(maxDirectBody),
 	}
 	taken := map[string]bool{}
-	for _, vh := range t.VirtualHosts {
-		domains := untakenDomains(taken, vh.Domains)
-		if len(domains) == 0 {
-			continue
+	for _, h := range t.VirtualHosts {
+		if host := virtualHost(taken, h); host != nil {
+			out.VirtualHosts = append(out.VirtualHosts, host)
 		}
-		name := vh.Name
-		if name == "" {
-			name = domains[0]
-		}
-		host := &routev3.VirtualHost{Name: name, Domains: domains, IncludeRequestAttemptCount: true}
-		for _, r := range vh.Routes {
-			host.Routes = append(host.Routes, route(r))
-		}
-		out.VirtualHosts = append(out.VirtualHosts, host)
 	}
 	if !taken["*"] {
 		out.VirtualHosts = append(out.VirtualHosts, unknownHosts(t.Passthrough))
+	}
+	return out
+}
+
+// SplitRouteTable renders a route table for proxies that are given its virtual
+// hosts by themselves: all that is left is the one for hosts that nobody knows.
+func SplitRouteTable(t *ir.RouteTable) *routev3.RouteConfiguration {
+	out := RouteTable(&ir.RouteTable{Name: t.Name, Passthrough: t.Passthrough})
+	// As for the table itself, requests wait for the virtual hosts: without them
+	// they would go where no route says.
+	out.Vhds = &routev3.Vhds{ConfigSource: ads()}
+	return out
+}
+
+// VirtualHost renders one of a table that is split, with the name of its resource,
+// which has to be its own too; nil for one that has no domain.
+func VirtualHost(table string, vh *ir.VirtualHost) *routev3.VirtualHost {
+	out := virtualHost(map[string]bool{"*": true}, vh)
+	if out != nil {
+		out.Name = table + "/" + out.Name
+	}
+	return out
+}
+
+// virtualHost renders one with the domains that are not taken yet.
+func virtualHost(taken map[string]bool, vh *ir.VirtualHost) *routev3.VirtualHost {
+	domains := untakenDomains(taken, vh.Domains)
+	if len(domains) == 0 {
+		return nil
+	}
+	name := vh.Name
+	if name == "" {
+		name = domains[0]
+	}
+	out := &routev3.VirtualHost{Name: name, Domains: domains, IncludeRequestAttemptCount: true}
+	for _, r := range vh.Routes {
+		out.Routes = append(out.Routes, route(r))
 	}
 	return out
 }

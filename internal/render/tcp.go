@@ -34,12 +34,17 @@ func tcpChains(l *ir.Listener) (chains []*listenerv3.FilterChain, rest *listener
 		for _, g := range untaken(taken, r.Destinations, names) {
 			chain := &listenerv3.FilterChain{
 				FilterChainMatch: g.match(),
-				Filters:          []*listenerv3.Filter{tcpSplit(r)},
+				Filters:          []*listenerv3.Filter{tcpSplit(r, l.OnDemand != nil)},
 			}
 			if chain.FilterChainMatch == nil {
 				rest = chain
 				continue
 			}
+			chains = append(chains, chain)
+		}
+	}
+	if rest == nil && l.OnDemand != nil {
+		if chain := onDemandChain(taken, l.OnDemand); chain != nil {
 			chains = append(chains, chain)
 		}
 	}
@@ -119,8 +124,9 @@ func cidr(p netip.Prefix) *corev3.CidrRange {
 	return &corev3.CidrRange{AddressPrefix: p.Addr().String(), PrefixLen: u32(uint32(p.Bits()))}
 }
 
-// tcpSplit sends a connection to one of the route's clusters.
-func tcpSplit(r *ir.TCPRoute) *listenerv3.Filter {
+// tcpSplit sends a connection to one of the route's clusters; onDemand: which it
+// asks for if the proxy does not have it.
+func tcpSplit(r *ir.TCPRoute, onDemand bool) *listenerv3.Filter {
 	clusters := weighted(r.Clusters)
 	if len(clusters) == 0 {
 		return outboundTCP(BlackHoleCluster)
@@ -133,6 +139,9 @@ func tcpSplit(r *ir.TCPRoute) *listenerv3.Filter {
 			split.Clusters = append(split.Clusters, &tcpv3.TcpProxy_WeightedCluster_ClusterWeight{Name: c.Name, Weight: c.Weight})
 		}
 		out.ClusterSpecifier = &tcpv3.TcpProxy_WeightedClusters{WeightedClusters: split}
+	}
+	if onDemand {
+		out.OnDemand = tcpOnDemand()
 	}
 	return networkFilter(tcpProxyName, out)
 }
