@@ -1,18 +1,9 @@
 package discovery
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
-	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 
-	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	agentv1 "isthmus.dev/api/agent/v1"
@@ -26,13 +17,16 @@ import (
 
 // DefaultRules are those of internal/resolve, rendered by internal/render.
 func DefaultRules() *Rules {
+	tables := newRouteTables()
 	return &Rules{
 		AudienceOf:     resolve.AudienceOf,
 		InboundKeyOf:   resolve.InboundKeyOf,
 		Cluster:        Rendered("cluster", renderCluster),
 		Endpoints:      Rendered("endpoints", renderEndpoints),
 		Listener:       Rendered("listener", renderListener),
-		RouteTable:     Rendered("route table", newRouteTables().render),
+		RouteTable:     Rendered("route table", tables.whole),
+		SplitTable:     Rendered("split route table", renderSplitTable),
+		VirtualHosts:   RenderedBundle("virtual hosts", tables.hosts),
 		Name:           Rendered("name", renderName),
 		Static:         RenderedBundle("static resources", renderStatic),
 		Inbound:        RenderedBundle("inbound", renderInbound),
@@ -67,91 +61,6 @@ func renderListener(r *store.Reader, k ir.ListenerKey) *xds.Resource {
 		return nil
 	}
 	return NewResource(xds.ListenerType, l.Name, render.Listener(l))
-}
-
-// routeTables renders route tables of virtual hosts that are rendered one by
-// one, and of parts: a table may have thousands, of which a change concerns one.
-type routeTables struct {
-	virtualHost *store.Rule[*ir.VirtualHost, renderedHosts]
-	part        *store.Rule[resolve.RouteTablePartKey, renderedPart]
-}
-
-// renderedHosts is virtual hosts as they are in a route configuration's bytes.
-type renderedHosts struct {
-	bytes []byte
-	hash  [sha256.Size]byte
-}
-
-// renderedPart is what virtual hosts are that follow each other, and their hashes.
-type renderedPart struct {
-	hosts  [][]byte
-	hashes []byte
-	size   int
-}
-
-func newRouteTables() routeTables {
-	virtualHost := store.NewRule("rendered virtual host",
-		func(a, b renderedHosts) bool { return a.hash == b.hash },
-		func(_ *store.Reader, h *ir.VirtualHost) renderedHosts {
-			one := &ir.RouteTable{VirtualHosts: []*ir.VirtualHost{h}}
-			return marshalHosts(render.RouteTable(one).VirtualHosts[:1])
-		})
-	part := store.NewRule("rendered part of a route table",
-		func(a, b renderedPart) bool { return bytes.Equal(a.hashes, b.hashes) },
-		func(r *store.Reader, k resolve.RouteTablePartKey) renderedPart {
-			var out renderedPart
-			for _, h := range store.Eval(r, resolve.RouteTablePart, k) {
-				rendered := store.Eval(r, virtualHost, h)
-				out.hosts = append(out.hosts, rendered.bytes)
-				out.hashes = append(out.hashes, rendered.hash[:]...)
-				out.size += len(rendered.bytes)
-			}
-			return out
-		})
-	return routeTables{virtualHost, part}
-}
-
-// virtualHostsField is RouteConfiguration.virtual_hosts.
-const virtualHostsField protowire.Number = 2
-
-func marshalHosts(hosts []*routev3.VirtualHost) renderedHosts {
-	var out []byte
-	for _, h := range hosts {
-		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(h)
-		if err != nil {
-			panic(fmt.Errorf("marshal virtual host %s: %w", h.Name, err))
-		}
-		out = protowire.AppendTag(out, virtualHostsField, protowire.BytesType)
-		out = protowire.AppendBytes(out, b)
-	}
-	return renderedHosts{out, sha256.Sum256(out)}
-}
-
-func (t routeTables) render(r *store.Reader, k ir.RouteTableKey) *xds.Resource {
-	layout := store.Eval(r, resolve.RouteTableLayoutOf, k)
-	if layout == nil {
-		return nil
-	}
-	// What the table has besides, which may be a last virtual host for what is
-	// unknown. Fields may come in any order, and those of a list are put together.
-	rest := NewResource(xds.RouteType, layout.Name, render.RouteTable(&ir.RouteTable{Name: layout.Name, Passthrough: layout.Passthrough}))
-	sum, size := sha256.New(), len(rest.Body.Value)
-	parts := make([]renderedPart, len(layout.Parts))
-	for i, key := range layout.Parts {
-		parts[i] = store.Eval(r, t.part, key)
-		size += parts[i].size
-		sum.Write(parts[i].hashes)
-	}
-	sum.Write([]byte(rest.Version))
-	b := slices.Grow([]byte(nil), size)
-	for _, part := range parts {
-		for _, h := range part.hosts {
-			b = append(b, h...)
-		}
-	}
-	b = append(b, rest.Body.Value...)
-	return &xds.Resource{Name: layout.Name, Version: hex.EncodeToString(sum.Sum(nil)[:8]),
-		Body: &anypb.Any{TypeUrl: xds.RouteType, Value: b}}
 }
 
 func renderStatic(r *store.Reader, _ struct{}) Bundle {

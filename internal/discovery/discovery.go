@@ -27,6 +27,7 @@ package discovery
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -134,6 +135,7 @@ func (m *Mesh) Connect(ctx context.Context, peer xds.Peer, node *corev3.Node) (x
 	}
 	sub := &subscription{
 		mesh: m, key: key, claimed: claimed, changed: make(chan struct{}, 1),
+		split: slices.Contains(node.GetClientFeatures(), xds.SplitRoutesFeature),
 		about: ProxyStatus{Workload: key, Identity: peer.Identity, Address: peer.Address, Node: node, Since: time.Now()},
 	}
 	m.store.Update(func(tx *store.Tx) { err = m.join(tx, sub) })
@@ -202,7 +204,7 @@ func (m *Mesh) place(tx *store.Tx, sub *subscription) {
 		return
 	}
 	inbound := tx.Result(sub.roots[1]).(ir.InboundKey)
-	outbound := m.scope(scopeKey{audience: audienceKey{a.Visibility, a.From, true}})
+	outbound := m.scope(scopeKey{audience: audienceKey{a.Visibility, a.From, sub.split, true}})
 	outbound.follow(tx, a)
 	in := m.scope(scopeKey{inbound: inbound})
 	if in.others == nil {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -21,7 +22,7 @@ import (
 	"isthmus.dev/internal/xds"
 )
 
-var allTypes = []string{xds.ClusterType, xds.EndpointType, xds.ListenerType, xds.RouteType, xds.NameType, xds.WorkloadConfigType}
+var allTypes = []string{xds.ClusterType, xds.EndpointType, xds.ListenerType, xds.RouteType, xds.VirtualHostType, xds.NameType, xds.WorkloadConfigType}
 
 // generator makes random rows of a small mesh, in which much meets: few
 // namespaces, names, labels and hosts.
@@ -178,6 +179,7 @@ func (g *generator) batch() *store.Batch {
 // client is a proxy that has only what its subscription said that changed.
 type client struct {
 	workload *model.Workload
+	split    bool // it takes virtual hosts by themselves
 	sub      xds.Subscription
 	held     map[string]map[string]*xds.Resource
 }
@@ -234,7 +236,7 @@ func incrementalEqualsFromNothing(t *testing.T, dice func(int) int, steps int) {
 			return false
 		})
 		if w := g.anyWorkload(); w != nil && len(clients) < 5 {
-			clients = append(clients, connect(t, mesh, w))
+			clients = append(clients, connect(t, mesh, w, dice(2) == 0))
 		}
 		fresh := g.fromNothing(log)
 		for _, c := range clients {
@@ -266,13 +268,18 @@ func (g *generator) anyWorkload() *model.Workload {
 	return g.rows[pick(g, all...)].(*model.Workload)
 }
 
-func connect(t *testing.T, mesh *discovery.Mesh, w *model.Workload) *client {
-	c := &client{workload: w, held: map[string]map[string]*xds.Resource{}}
+func connect(t *testing.T, mesh *discovery.Mesh, w *model.Workload, split bool) *client {
+	t.Helper()
+	c := &client{workload: w, split: split, held: map[string]map[string]*xds.Resource{}}
+	node := meshtest.Node(w)
+	if split {
+		node.ClientFeatures = []string{xds.SplitRoutesFeature}
+	}
 	var err error
 	// Of whatever trust domain the mesh is now; that is not what is tested here.
 	for _, domain := range []string{"cluster.local", "mesh.example"} {
 		peer := xds.Peer{Identity: fmt.Sprintf("spiffe://%s/ns/%s/sa/%s", domain, w.Key.Namespace, w.Key.ServiceAccount)}
-		if c.sub, err = mesh.Connect(t.Context(), peer, meshtest.Node(w)); err == nil {
+		if c.sub, err = mesh.Connect(t.Context(), peer, node); err == nil {
 			break
 		}
 	}
@@ -298,13 +305,22 @@ func (g *generator) fromNothing(log *slog.Logger) *discovery.Mesh {
 	s := store.New(log)
 	mesh := discovery.New(s, discovery.Options{Log: log})
 	s.Commit(b)
+	s.Open()
 	return mesh
 }
 
 func compare(t *testing.T, fresh *discovery.Mesh, c *client) {
 	t.Helper()
+	given := func(url string) []*xds.Resource { return fresh.Config(c.workload.Key, url) }
+	if c.split {
+		now := connect(t, fresh, c.workload, true)
+		defer now.sub.Close()
+		given = func(url string) []*xds.Resource {
+			return slices.SortedFunc(now.sub.View().All(url), func(a, b *xds.Resource) int { return strings.Compare(a.Name, b.Name) })
+		}
+	}
 	for _, url := range allTypes {
-		want := fresh.Config(c.workload.Key, url)
+		want := given(url)
 		for i, r := range want {
 			if i > 0 && want[i-1].Name == r.Name {
 				t.Fatalf("%s: two resources %s %s", c.workload.Key, url, r.Name)
@@ -345,8 +361,9 @@ func FuzzIncremental(f *testing.F) {
 	})
 }
 
-// TestRouteTableOfParts: a table that is put together of its virtual hosts means
-// what one rendered as a whole does.
+// TestRouteTableOfParts: a table that is put together of its virtual hosts, by
+// isthmusd or by a proxy that takes them one by one, means what one rendered as a
+// whole does.
 func TestRouteTableOfParts(t *testing.T) {
 	for seed := range uint64(10) {
 		r := rand.New(rand.NewPCG(seed, 13))
@@ -356,7 +373,9 @@ func TestRouteTableOfParts(t *testing.T) {
 		for range 30 {
 			s.Commit(g.batch())
 		}
+		s.Open()
 		w := g.anyWorkload()
+		split := connect(t, mesh, w, true)
 		got := mesh.Config(w.Key, xds.RouteType)
 		var want []*routev3.RouteConfiguration
 		s.Read(func(r *store.Reader) {
@@ -367,8 +386,8 @@ func TestRouteTableOfParts(t *testing.T) {
 				}
 			}
 		})
-		if len(got) != len(want) {
-			t.Fatalf("seed %d: %d tables, want %d", seed, len(got), len(want))
+		if len(got) != len(want) || len(split.held[xds.RouteType]) != len(want) {
+			t.Fatalf("seed %d: %d tables, %d of them split, want %d", seed, len(got), len(split.held[xds.RouteType]), len(want))
 		}
 		for _, table := range want {
 			i := slices.IndexFunc(got, func(r *xds.Resource) bool { return r.Name == table.Name })
@@ -379,6 +398,41 @@ func TestRouteTableOfParts(t *testing.T) {
 			if !proto.Equal(&parts, table) {
 				t.Errorf("seed %d: table %s is %v, want %v", seed, table.Name, &parts, table)
 			}
+			slices.SortFunc(table.VirtualHosts, func(a, b *routev3.VirtualHost) int { return strings.Compare(a.Name, b.Name) })
+			if whole := split.routeTable(t, table.Name); !proto.Equal(whole, table) {
+				t.Errorf("seed %d: split table %s is %v, want %v", seed, table.Name, whole, table)
+			}
 		}
 	}
+}
+
+// routeTable puts together what the client holds of a table, as Envoy does; the
+// virtual hosts in the order of their names.
+func (c *client) routeTable(t *testing.T, name string) *routev3.RouteConfiguration {
+	t.Helper()
+	out := &routev3.RouteConfiguration{}
+	if err := c.held[xds.RouteType][name].Body.UnmarshalTo(out); err != nil {
+		t.Fatal(err)
+	}
+	if out.Vhds.GetConfigSource().GetAds() == nil {
+		t.Errorf("table %s does not say where its virtual hosts come from", name)
+	}
+	out.Vhds = nil
+	hosts, split := c.sub.View().(xds.Splitter).VirtualHosts(name)
+	if !split {
+		t.Fatalf("table %s is not split", name)
+	}
+	for r := range hosts {
+		h := &routev3.VirtualHost{}
+		if err := r.Body.UnmarshalTo(h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Name != r.Name {
+			t.Errorf("virtual host %s has the name %s: Envoy would never remove it", r.Name, h.Name)
+		}
+		h.Name = strings.TrimPrefix(h.Name, name+"/")
+		out.VirtualHosts = append(out.VirtualHosts, h)
+	}
+	slices.SortFunc(out.VirtualHosts, func(a, b *routev3.VirtualHost) int { return strings.Compare(a.Name, b.Name) })
+	return out
 }

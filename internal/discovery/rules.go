@@ -24,6 +24,8 @@ type Rules struct {
 	Endpoints      *store.Rule[ir.EndpointsKey, *xds.Resource]
 	Listener       *store.Rule[ir.ListenerKey, *xds.Resource]
 	RouteTable     *store.Rule[ir.RouteTableKey, *xds.Resource]
+	SplitTable     *store.Rule[ir.RouteTableKey, *xds.Resource] // RouteTable without VirtualHosts
+	VirtualHosts   *store.Rule[ir.RouteTablePartKey, Bundle]
 	Name           *store.Rule[ir.ServiceKey, *xds.Resource]
 	Static         *store.Rule[struct{}, Bundle]
 	Inbound        *store.Rule[ir.InboundKey, Bundle]

@@ -24,6 +24,7 @@ type scopeKey struct {
 type audienceKey struct {
 	visibility ir.Visibility
 	from       ir.From
+	split      bool // of proxies that take virtual hosts by themselves
 	is         bool
 }
 
@@ -50,6 +51,7 @@ const (
 	endpointGroup
 	listenerGroup
 	routeGroup
+	partGroup
 	nameGroup
 	groupCount
 )
@@ -155,7 +157,12 @@ func (s *scope) follow(tx *store.Tx, a *ir.Audience) {
 	}
 	followKeys(tx, s, endpointGroup, old.Clusters, a.Clusters, endpoints)
 	followKeys(tx, s, listenerGroup, old.Listeners, a.Listeners, func(k ir.ListenerKey) store.Root { return hold(tx, s, rules.Listener, k) })
-	followKeys(tx, s, routeGroup, old.Routes, a.Routes, func(k ir.RouteTableKey) store.Root { return hold(tx, s, rules.RouteTable, k) })
+	tables := rules.RouteTable
+	if s.key.audience.split {
+		tables = rules.SplitTable
+		followKeys(tx, s, partGroup, old.Parts, a.Parts, func(k ir.RouteTablePartKey) store.Root { return hold(tx, s, rules.VirtualHosts, k) })
+	}
+	followKeys(tx, s, routeGroup, old.Routes, a.Routes, func(k ir.RouteTableKey) store.Root { return hold(tx, s, tables, k) })
 	followKeys(tx, s, nameGroup, old.Names, a.Names, func(k ir.ServiceKey) store.Root { return hold(tx, s, rules.Name, k) })
 }
 
@@ -208,13 +215,21 @@ func (s *scope) close(tx *store.Tx) {
 	s.held, s.others = [groupCount][]store.Root{}, nil
 }
 
-// become puts what the output is now in the place of what it was.
+// become puts what the output is now in the place of what it was. Of several
+// resources mostly one has changed.
 func (o *output) become(resources []*xds.Resource) {
+	was, is := o.resources, resources
+	for len(was) > 0 && len(is) > 0 && was[0] == is[0] {
+		was, is = was[1:], is[1:]
+	}
+	for len(was) > 0 && len(is) > 0 && was[len(was)-1] == is[len(is)-1] {
+		was, is = was[:len(was)-1], is[:len(is)-1]
+	}
 	for _, s := range o.scopes {
-		for _, r := range o.resources {
+		for _, r := range was {
 			s.unset(r)
 		}
-		for _, r := range resources {
+		for _, r := range is {
 			s.set(r)
 		}
 	}

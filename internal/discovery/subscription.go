@@ -13,6 +13,7 @@ type subscription struct {
 	mesh    *Mesh
 	key     workloadKey
 	claimed bool // its row was written for it
+	split   bool // it takes virtual hosts by themselves
 	roots   [2]store.Root
 	changed chan struct{}
 
@@ -36,11 +37,13 @@ var (
 	_ xds.Subscription = (*subscription)(nil)
 	_ xds.Interest     = (*subscription)(nil)
 	_ xds.Refuser      = (*subscription)(nil)
+	_ xds.Splitter     = (*view)(nil)
 )
 
 // view is one revision as one proxy sees it.
 type view struct {
 	revision uint64
+	split    bool
 	parts    [len(place{})]*contents
 }
 
@@ -75,6 +78,15 @@ func (v *view) Get(typeURL, name string) *xds.Resource {
 	return nil
 }
 
+// VirtualHosts implements xds.Splitter.
+func (v *view) VirtualHosts(route string) (iter.Seq[*xds.Resource], bool) {
+	outbound := v.parts[0]
+	if !v.split || outbound.tables[typeOf(xds.RouteType)].get(route) == nil {
+		return nil, false
+	}
+	return outbound.tables[typeOf(xds.VirtualHostType)].within(route + "/"), true
+}
+
 // settle takes a place, with Mesh.mu held. Who loses its place keeps its view.
 func (s *subscription) settle(to place, revision uint64) {
 	if to == (place{}) {
@@ -89,7 +101,7 @@ func (s *subscription) viewLocked() *view {
 	if s.left != nil {
 		return s.left
 	}
-	v := &view{revision: s.mesh.revision}
+	v := &view{revision: s.mesh.revision, split: s.split}
 	for i, scope := range s.from {
 		v.parts[i] = scope.contents
 	}

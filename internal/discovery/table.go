@@ -54,6 +54,23 @@ func (t table) all() iter.Seq[*xds.Resource] {
 	}
 }
 
+// within yields those whose names begin with prefix.
+func (t table) within(prefix string) iter.Seq[*xds.Resource] {
+	return func(yield func(*xds.Resource) bool) {
+		if len(t.chunks) == 0 {
+			return
+		}
+		for _, c := range t.chunks[t.find(prefix):] {
+			i, _ := slices.BinarySearchFunc(c, prefix, byName)
+			for _, r := range c[i:] {
+				if !strings.HasPrefix(r.Name, prefix) || !yield(r) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // edit applies changes by name, nil being a removal, and returns the names that
 // are different afterwards, sorted.
 func (t table) edit(edits map[string]*xds.Resource) (table, []string) {
@@ -180,9 +197,10 @@ type contents struct {
 }
 
 // The types that are served, as places in contents.
-const typeCount = 6
+const typeCount = 7
 
-var typeURLs = [typeCount]string{xds.ClusterType, xds.EndpointType, xds.ListenerType, xds.RouteType, xds.NameType, xds.WorkloadConfigType}
+var typeURLs = [typeCount]string{xds.ClusterType, xds.EndpointType, xds.ListenerType, xds.RouteType, xds.VirtualHostType,
+	xds.NameType, xds.WorkloadConfigType}
 
 func typeOf(url string) int { return slices.Index(typeURLs[:], url) }
 

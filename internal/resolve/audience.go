@@ -52,6 +52,9 @@ var audience = store.NewRule("audience", equalAudiences, func(r *store.Reader, k
 				key.Visibility = k.Visibility
 			}
 			out.Routes = append(out.Routes, key)
+			if layout := store.Eval(r, RouteTableLayoutOf, key); layout != nil {
+				out.Parts = append(out.Parts, layout.Parts...)
+			}
 		}
 	}
 	return out
@@ -106,8 +109,8 @@ func appendClusters(to []ir.ClusterKey, s *model.Service, port uint32, group *ru
 }
 
 func equalAudiences(a, b *ir.Audience) bool {
-	return a.Visibility == b.Visibility && a.From == b.From && equalLists(a.Clusters, b.Clusters) &&
-		equalLists(a.Listeners, b.Listeners) && equalLists(a.Routes, b.Routes) && equalLists(a.Names, b.Names)
+	return a.Visibility == b.Visibility && a.From == b.From && equalLists(a.Clusters, b.Clusters) && equalLists(a.Listeners, b.Listeners) &&
+		equalLists(a.Routes, b.Routes) && equalLists(a.Parts, b.Parts) && equalLists(a.Names, b.Names)
 }
 
 // servicesOf finds who serves a host as a namespace sees it.

@@ -15,19 +15,11 @@ import (
 type RouteTableLayout struct {
 	Name        string
 	Passthrough bool
-	Parts       []RouteTablePartKey
+	Parts       []ir.RouteTablePartKey
 }
 
 func (l *RouteTableLayout) equal(o *RouteTableLayout) bool {
 	return l == o || l != nil && o != nil && l.Name == o.Name && l.Passthrough == o.Passthrough && slices.Equal(l.Parts, o.Parts)
-}
-
-// RouteTablePartKey names some virtual hosts that follow each other in a table:
-// those of the services from one host on, or those of hosts without a service.
-type RouteTablePartKey struct {
-	Table    ir.RouteTableKey
-	Start    string
-	Unserved bool
 }
 
 // RouteTableLayoutOf lays a table out; nil if no visible service has HTTP on the
@@ -40,15 +32,15 @@ var RouteTableLayoutOf = store.NewRule("layout of a route table", (*RouteTableLa
 		}
 		out := &RouteTableLayout{Name: strconv.FormatUint(uint64(k.Port), 10), Passthrough: allowAny(meshConfig(r))}
 		for _, start := range store.Eval(r, servedHosts, tableHosts(r, k)).starts {
-			out.Parts = append(out.Parts, RouteTablePartKey{Table: k, Start: start})
+			out.Parts = append(out.Parts, ir.RouteTablePartKey{Table: k, Start: start})
 		}
-		out.Parts = append(out.Parts, RouteTablePartKey{Table: k, Unserved: true})
+		out.Parts = append(out.Parts, ir.RouteTablePartKey{Table: k, Unserved: true})
 		return out
 	})
 
 // RouteTablePart resolves the virtual hosts of a part, each from its own rule.
 var RouteTablePart = store.NewRule("part of a route table", slices.Equal[[]*ir.VirtualHost],
-	func(r *store.Reader, k RouteTablePartKey) []*ir.VirtualHost {
+	func(r *store.Reader, k ir.RouteTablePartKey) []*ir.VirtualHost {
 		if k.Unserved {
 			return unservedHosts(r, k.Table)
 		}
