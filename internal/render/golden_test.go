@@ -36,6 +36,7 @@ type source struct {
 	Outbound  *ir.Outbound
 	Inbound   *ir.Inbound
 	Static    bool
+	Split     *ir.RouteTable
 	OnDemand  onDemandSource
 }
 
@@ -81,6 +82,14 @@ type rendered struct {
 
 func render(s *source) (out rendered) {
 	out = s.OnDemand.render()
+	if s.Split != nil {
+		out.routes = append(out.routes, SplitRouteTable(s.Split))
+		for _, h := range s.Split.VirtualHosts {
+			if host := VirtualHost(s.Split.Name, h); host != nil {
+				out.hosts = append(out.hosts, host)
+			}
+		}
+	}
 	for _, c := range s.Clusters {
 		out.clusters = append(out.clusters, Cluster(c))
 	}

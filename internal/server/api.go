@@ -51,6 +51,9 @@ type controlAPI struct {
 func (a *controlAPI) register(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+controlv1.ProxiesPath, a.authorized(a.proxies))
 	mux.HandleFunc("GET "+controlv1.ProxiesPath+"/{namespace}/{name}/config/{kind}", a.authorized(a.config))
+	mux.HandleFunc("GET "+controlv1.ProxiesPath+"/{namespace}/{name}/why", a.authorized(a.why))
+	mux.HandleFunc("GET "+controlv1.WhyPath, a.authorized(a.why))
+	mux.HandleFunc("GET "+controlv1.ReachPath, a.authorized(a.reach))
 }
 
 type apiError struct {
@@ -153,27 +156,28 @@ func proxyOf(p discovery.ProxyStatus) controlv1.Proxy {
 		}
 		out.Types[kind] = st
 	}
+	// Whether it takes its virtual hosts one by one or not: they are its routes.
+	if refusal, ok := p.Refusals[xds.VirtualHostType]; ok {
+		routes := out.Types["routes"]
+		routes.Synced = false
+		routes.Refused = &controlv1.Refusal{Names: refusal.Names, Detail: refusal.Detail, At: refusal.At}
+		out.Types["routes"] = routes
+	}
 	return out
 }
 
 func (a *controlAPI) config(r *http.Request) (any, error) {
 	kind := r.PathValue("kind")
-	typeURL, ok := kindTypes[kind]
-	if !ok {
-		return nil, &apiError{http.StatusNotFound, fmt.Sprintf("no configuration of kind %q: there are %s", kind, strings.Join(controlv1.Kinds, ", "))}
+	typeURL, err := typeOfKind(kind)
+	if err != nil {
+		return nil, err
 	}
-	namespace, name := r.PathValue("namespace"), r.PathValue("name")
-	var key *model.WorkloadKey
-	for _, p := range a.mesh.Proxies() {
-		if p.Workload.Namespace == namespace && p.Workload.Instance == name {
-			key = &p.Workload
-		}
-	}
-	if key == nil {
-		return nil, &apiError{http.StatusNotFound, fmt.Sprintf("no proxy %s is connected in namespace %s: see isthmus proxy status", name, namespace)}
+	key, err := a.connected(r)
+	if err != nil {
+		return nil, err
 	}
 	out := controlv1.ProxyConfig{Kind: kind, Resources: []controlv1.Resource{}}
-	for _, res := range a.mesh.Config(*key, typeURL) {
+	for _, res := range a.mesh.Config(key, typeURL) {
 		m, err := res.Body.UnmarshalNew()
 		if err != nil {
 			return nil, fmt.Errorf("decode %s: %w", res.Name, err)
@@ -186,4 +190,15 @@ func (a *controlAPI) config(r *http.Request) (any, error) {
 	}
 	slices.SortFunc(out.Resources, func(a, b controlv1.Resource) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// connected finds the proxy that a request's path names.
+func (a *controlAPI) connected(r *http.Request) (model.WorkloadKey, error) {
+	namespace, name := r.PathValue("namespace"), r.PathValue("name")
+	for _, p := range a.mesh.Proxies() {
+		if p.Workload.Namespace == namespace && p.Workload.Instance == name {
+			return p.Workload, nil
+		}
+	}
+	return model.WorkloadKey{}, &apiError{http.StatusNotFound, fmt.Sprintf("no proxy %s is connected in namespace %s: see isthmus proxy status", name, namespace)}
 }

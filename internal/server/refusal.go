@@ -131,9 +131,14 @@ func objectsBehind(r *store.Reader, p discovery.ProxyStatus, refusal discovery.R
 				out = append(out, object{status.DestinationRule, d.Meta.Key, d.Meta.Generation})
 			}
 		}
-	case xds.RouteType:
+	case xds.RouteType, xds.VirtualHostType:
+		// A virtual host is named for its host, a whole table is not.
+		said := refusal.Detail
+		if refusal.TypeURL == xds.VirtualHostType {
+			said += " " + strings.Join(refusal.Names, " ")
+		}
 		for _, v := range store.All(r, store.VirtualServices) {
-			if slices.ContainsFunc(v.Spec.GetHosts(), func(h string) bool { return strings.Contains(refusal.Detail, h) }) {
+			if slices.ContainsFunc(v.Spec.GetHosts(), func(h string) bool { return strings.Contains(said, h) }) {
 				out = append(out, object{status.VirtualService, v.Meta.Key, v.Meta.Generation})
 			}
 		}
