@@ -17,10 +17,16 @@ func NewSession(sub Subscription, chunk int, now func() time.Time) Session {
 }
 
 func (s Session) Receive(req *discoveryv3.DeltaDiscoveryRequest) error { return s.receive(req) }
-func (s Session) Next() *discoveryv3.DeltaDiscoveryResponse            { return s.next() }
 func (s Session) Refresh()                                             { s.refresh() }
 func (s Session) Settle()                                              { s.settle() }
 func (s Session) Idle() bool                                           { return s.idle() }
+
+func (s Session) Next() *discoveryv3.DeltaDiscoveryResponse {
+	if r := s.next(); r != nil {
+		return r.message()
+	}
+	return nil
+}
 
 // Refusals is how many versions the session remembers as refused.
 func (s Session) Refusals() (n int) {
@@ -28,4 +34,15 @@ func (s Session) Refusals() (n int) {
 		n += len(t.refused)
 	}
 	return n
+}
+
+func (s Session) SetLinger(d time.Duration) { s.linger = d }
+
+// Wake is how much later Next may have something to send; 0: not by itself.
+func (s Session) Wake() time.Duration {
+	at, ok := s.wake()
+	if !ok {
+		return 0
+	}
+	return at.Sub(s.now())
 }

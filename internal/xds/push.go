@@ -3,27 +3,39 @@ package xds
 import (
 	"strconv"
 	"time"
-
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
 
 // next gives the next response to send, or nil when everything that can be sent
 // now has been.
-func (s *session) next() *discoveryv3.DeltaDiscoveryResponse {
+func (s *session) next() *response {
+	t, f := s.take()
+	if f == nil {
+		return nil
+	}
+	return &response{typeURL: t.url, nonce: f.nonce, revision: f.revision, resources: f.resources, removed: f.removed}
+}
+
+// take puts the next response in flight, whatever form it is sent in.
+func (s *session) take() (*typeState, *flight) {
 	if !s.holdUntil.IsZero() && !s.now().Before(s.holdUntil) {
 		s.holdUntil = time.Time{}
 	}
+	if t := s.rank(rankCluster); t != nil {
+		t.removals.ripen(s.now(), s.push)
+	}
 	for _, t := range s.types {
 		if f := s.update(t); f != nil {
-			return s.send(t, f)
+			s.launch(t, f)
+			return t, f
 		}
 	}
 	for _, t := range s.types {
 		if f := s.removal(t); f != nil {
-			return s.send(t, f)
+			s.launch(t, f)
+			return t, f
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // update makes a response of what is queued for a type, if its turn has come.
@@ -95,7 +107,7 @@ type builder struct {
 // add puts a resource into the response, if there is room.
 func (b *builder) add(r *Resource, push uint64) bool {
 	n := len(r.Name) + len(r.Version) + len(r.Body.GetValue()) + len(r.Body.GetTypeUrl()) + 16
-	if b.size > 0 && b.size+n > b.session.chunk {
+	if b.size > 0 && b.size+n > b.session.chunk && !b.typ.whole {
 		return false
 	}
 	b.size += n
@@ -230,31 +242,15 @@ func (s *session) held(listeners *typeState) bool {
 	return true
 }
 
-// send puts a response in flight.
-func (s *session) send(t *typeState, f *flight) *discoveryv3.DeltaDiscoveryResponse {
+// launch puts a response in flight.
+func (s *session) launch(t *typeState, f *flight) {
 	s.nonce++
 	f.nonce = strconv.FormatUint(s.nonce, 36)
 	t.flight = f
-	resp := &discoveryv3.DeltaDiscoveryResponse{
-		TypeUrl:           t.url,
-		Nonce:             f.nonce,
-		SystemVersionInfo: strconv.FormatUint(f.revision, 10),
-		RemovedResources:  f.removed,
-	}
-	if len(f.resources) > 0 {
-		bodies := make([]discoveryv3.Resource, len(f.resources))
-		resp.Resources = make([]*discoveryv3.Resource, len(f.resources))
-		for i, r := range f.resources {
-			b := &bodies[i]
-			b.Name, b.Version, b.Resource = r.Name, r.Version, r.Body
-			resp.Resources[i] = b
-		}
-	}
 	if t.rank == rankCluster {
 		s.follow(f.resources)
 	}
 	s.counters.sent(t.rank, f)
-	return resp
 }
 
 // follow sends the endpoints of clusters that were sent, changed or not: a

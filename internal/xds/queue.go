@@ -1,6 +1,9 @@
 package xds
 
-import "math"
+import (
+	"math"
+	"time"
+)
 
 // never is later than every push.
 const never = math.MaxUint64
@@ -76,9 +79,11 @@ type removals struct {
 type removal struct {
 	name string
 	push uint64
+	due  time.Time // not before; zero: at once
+	ripe uint64    // the push from which on it was due; 0: it is not
 }
 
-func (q *removals) add(name string, push uint64) {
+func (q *removals) add(name string, push uint64, due time.Time) {
 	if _, ok := q.live[name]; ok {
 		return
 	}
@@ -86,7 +91,11 @@ func (q *removals) add(name string, push uint64) {
 		q.live = map[string]uint64{}
 	}
 	q.live[name] = push
-	q.list = append(q.list, removal{name, push})
+	r := removal{name: name, push: push, due: due}
+	if due.IsZero() {
+		r.ripe = push
+	}
+	q.list = append(q.list, r)
 }
 
 func (q *removals) has(name string) bool {
@@ -121,9 +130,32 @@ func (q *removals) oldest() uint64 {
 	return q.list[0].push
 }
 
-// before takes out the names removed by pushes older than a limit.
+// ripen makes due what is, as of a push: it goes after what that changes, too.
+func (q *removals) ripen(now time.Time, push uint64) {
+	for i := range q.list {
+		switch r := &q.list[i]; {
+		case r.ripe > 0:
+		case r.due.After(now):
+			return
+		default:
+			r.ripe = push
+		}
+	}
+}
+
+// unripe is when something is due next.
+func (q *removals) unripe() (time.Time, bool) {
+	for _, r := range q.list {
+		if r.ripe == 0 {
+			return r.due, true
+		}
+	}
+	return time.Time{}, false
+}
+
+// before takes out the names that were due by pushes older than a limit.
 func (q *removals) before(limit uint64) (names []string) {
-	for len(q.list) > 0 && q.list[0].push < limit {
+	for len(q.list) > 0 && q.list[0].ripe > 0 && q.list[0].ripe < limit {
 		if r := q.list[0]; q.holds(r) {
 			delete(q.live, r.name)
 			names = append(names, r.name)

@@ -34,6 +34,10 @@ type Options struct {
 	// that no longer exist are kept for listeners to be brought up to date, where
 	// the proxy does not ask for listeners; by default 2 s.
 	Grace time.Duration
+	// Linger is how long a proxy keeps a cluster that no longer exists: what it is
+	// made of and the route that names it are different objects, and the one may be
+	// seen to go a moment before the other. By default 2 s; negative: not at all.
+	Linger time.Duration
 	// Converged is called each time a proxy has answered for all that a change
 	// made it be sent, with the time that took.
 	Converged func(time.Duration)
@@ -70,6 +74,9 @@ func NewServer(mesh Mesh, opts Options) *Server {
 	}
 	if opts.Grace <= 0 {
 		opts.Grace = 2 * time.Second
+	}
+	if opts.Linger == 0 {
+		opts.Linger = 2 * time.Second
 	}
 	if opts.Log == nil {
 		opts.Log = slog.Default()
@@ -115,6 +122,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // ServerOptions are the settings of a gRPC server for streams that live long: a
 // dead peer is noticed within keepalive and timeout, and after maxAge (0: never,
 // else ±10 %) a connection is moved on, so that proxies spread over replicas.
+// Resources are sent without being copied.
 func ServerOptions(keepaliveTime, timeout, maxAge time.Duration) []grpc.ServerOption {
 	params := keepalive.ServerParameters{Time: keepaliveTime, Timeout: timeout}
 	if maxAge > 0 {
@@ -124,6 +132,7 @@ func ServerOptions(keepaliveTime, timeout, maxAge time.Duration) []grpc.ServerOp
 	return []grpc.ServerOption{
 		grpc.KeepaliveParams(params),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.ForceServerCodecV2(newCodec()),
 		// A reconnecting proxy lists all that it has in one request.
 		grpc.MaxRecvMsgSize(32 << 20),
 		grpc.MaxConcurrentStreams(1000),
@@ -197,6 +206,7 @@ func (s *Server) serve(stream discoveryv3.AggregatedDiscoveryService_DeltaAggreg
 		requests: requests,
 		release:  release,
 	}
+	r.session.linger = max(s.opts.Linger, 0)
 	err = r.run(first, sub.Changed())
 	log.Info("proxy disconnected", slog.Any("error", err))
 	return err

@@ -31,6 +31,7 @@ type session struct {
 	now      func() time.Time
 	chunk    int           // bytes of resources that make a response large enough
 	grace    time.Duration // see holdUntil
+	linger   time.Duration // of removed clusters
 
 	view  View
 	push  uint64 // counts the Views taken
@@ -218,7 +219,7 @@ func (s *session) fill(t *typeState) {
 	if seen < len(t.initial) {
 		for name := range t.initial {
 			if s.view.Get(t.url, name) == nil {
-				t.removals.add(name, s.push)
+				t.removals.add(name, s.push, s.due(t))
 			}
 		}
 	}
@@ -247,7 +248,7 @@ func (s *session) refresh() {
 			switch {
 			case is == nil && was != nil:
 				delete(t.refused, name)
-				t.removals.add(name, s.push)
+				t.removals.add(name, s.push, s.due(t))
 			case is == nil, was != nil && was.Version == is.Version:
 			default:
 				t.removals.drop(name)
@@ -284,10 +285,20 @@ func (s *session) idle() bool {
 	return len(s.types) > 0
 }
 
+// due is when what is removed now may go: a cluster lingers.
+func (s *session) due(t *typeState) time.Time {
+	if t.rank != rankCluster || s.linger <= 0 {
+		return time.Time{}
+	}
+	return s.now().Add(s.linger)
+}
+
 // wake is when next may have something to send although nothing came in.
 func (s *session) wake() (time.Time, bool) {
-	if s.holdUntil.IsZero() {
-		return time.Time{}, false
+	if t := s.rank(rankCluster); t != nil {
+		if at, ok := t.removals.unripe(); ok && (s.holdUntil.IsZero() || at.Before(s.holdUntil)) {
+			return at, true
+		}
 	}
-	return s.holdUntil, true
+	return s.holdUntil, !s.holdUntil.IsZero()
 }

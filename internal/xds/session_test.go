@@ -233,6 +233,33 @@ func TestSession(t *testing.T) {
 	}
 }
 
+// A route that goes a moment after its cluster goes first all the same, also from a
+// proxy that takes its time.
+func TestRemovedClustersLinger(t *testing.T) {
+	c := newScript(t, 1<<20)
+	c.s.SetLinger(2 * time.Second)
+	for _, l := range [][2]string{
+		{"set cds/a=1 cds/b=1 eds/a=1 eds/b=1 lds/l=1 rds/r=1", ""},
+		{"sub cds *", "cds a=1 b=1"}, {"ack cds", ""},
+		{"sub eds a b", "eds a=1 b=1"}, {"ack eds", ""},
+		{"sub lds *", "lds l=1"}, {"ack lds", ""},
+		{"sub rds r", "rds r=1"}, {"ack rds", ""},
+		{"set -cds/a -eds/a", ""}, {"set rds/r=2", "rds r=2"}, {"wait", ""}, {"ack rds", "cds -a"}, {"ack cds", "eds -a"}, {"ack eds", ""},
+		{"set -cds/b", ""}, {"set cds/b=2", "cds b=2; eds b=1"}, {"ack cds", ""}, {"ack eds", ""}, {"wait", ""},
+		{"set -cds/b", ""},
+	} {
+		if got := c.do(l[0]); got != l[1] {
+			t.Fatalf("%s: sent %q, want %q", l[0], got, l[1])
+		}
+	}
+	if got := c.s.Wake(); got != 2*time.Second {
+		t.Errorf("the session wakes in %v, want 2 s", got)
+	}
+	if got := c.do("wait"); got != "cds -b" || c.s.Wake() != 0 {
+		t.Errorf("sent %q, wakes in %v", got, c.s.Wake())
+	}
+}
+
 func TestReports(t *testing.T) {
 	c := newScript(t, 1<<20)
 	c.do("set lds/a=1 lds/b=1 cds/x=1") // revision 1

@@ -30,6 +30,8 @@ type typeState struct {
 	url  string
 	rank int
 
+	whole bool // never split over several responses
+
 	wildcard bool
 	names    nameSet
 

@@ -13,6 +13,7 @@ package xds
 import (
 	"context"
 	"iter"
+	"sync/atomic"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -39,6 +40,8 @@ type Resource struct {
 	Name    string
 	Version string     // a hash of the content: equal bytes, equal version
 	Body    *anypb.Any // type URL and bytes
+
+	prepared atomic.Pointer[wireForm]
 }
 
 // Peer is who is at the other end of a stream, as its credentials prove.
