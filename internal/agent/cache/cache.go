@@ -140,7 +140,7 @@ func (c *Cache) Close() error {
 // Serve serves Envoy on a listener, which should be a Unix socket in a private
 // directory, until ctx is done.
 func (c *Cache) Serve(ctx context.Context, l net.Listener) error {
-	s := xds.NewServer(c, xds.Options{Authenticate: xds.PeerAddress, Log: c.log})
+	s := xds.NewServer(c, xds.Options{Authenticate: xds.PeerAddress, Linger: -1, Log: c.log})
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(32<<20),
 		grpc.WaitForHandlers(true),
