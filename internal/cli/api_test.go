@@ -37,6 +37,7 @@ type fakeAPI struct {
 	status  map[string]int // what a path answers instead
 	created []string       // paths
 	answers map[string]any // of isthmusd, by path
+	last    string         // asked of isthmusd, with the query
 }
 
 const readerToken = "/api/v1/namespaces/istio-system/serviceaccounts/isthmus-reader/token"
@@ -149,12 +150,20 @@ func (a *fakeAPI) serveControl(w http.ResponseWriter, r *http.Request) {
 	if got := r.Header.Get("Authorization"); got != "Bearer short" {
 		a.t.Errorf("isthmusd was asked with %q", got)
 	}
+	a.last = r.URL.String()
 	answer, ok := a.answers[r.URL.Path]
 	if !ok {
 		w.WriteHeader(http.StatusNotFound)
 		answer = controlv1.Error{Error: "isthmusd has no " + r.URL.Path}
 	}
 	_ = json.NewEncoder(w).Encode(answer)
+}
+
+// asked is the last request to isthmusd.
+func (a *fakeAPI) asked() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.last
 }
 
 // list puts a collection there.

@@ -78,7 +78,7 @@ func New(out, errOut io.Writer) *cobra.Command {
 	f.StringVarP(&o.output, "output", "o", "table", "table, wide, json or yaml")
 	f.StringVar(&o.server, "server", "", "isthmusd's address, host:port (default as the mesh says)")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputs, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(vmCommand(o), proxyCommand(o), demoCommand(o), benchCommand(o), versionCommand(o))
+	root.AddCommand(vmCommand(o), proxyCommand(o), debugCommand(o), demoCommand(o), benchCommand(o), versionCommand(o))
 	return root
 }
 

@@ -23,9 +23,10 @@ const (
 	columnGap   = 3
 )
 
-// table is aligned columns, as kubectl's.
+// table is aligned columns, as kubectl's, below lines as they are.
 type table struct {
 	wide  bool
+	lines []string // cut to the width, except with -o wide
 	rows  [][]string
 	notes []string // below the table, uncut
 }
@@ -36,6 +37,10 @@ func (t *table) row(cells ...any) {
 		row[i] = strings.Join(strings.Fields(fmt.Sprint(c)), " ")
 	}
 	t.rows = append(t.rows, row)
+}
+
+func (t *table) line(format string, args ...any) {
+	t.lines = append(t.lines, fmt.Sprintf(format, args...))
 }
 
 func (t *table) note(format string, args ...any) {
@@ -57,6 +62,12 @@ func (t *table) write(w io.Writer) error {
 		room -= n + columnGap
 	}
 	var b strings.Builder
+	for _, line := range t.lines {
+		if !t.wide {
+			line = cut(line, tableWidth)
+		}
+		b.WriteString(line + "\n")
+	}
 	for _, row := range t.rows {
 		var line strings.Builder
 		for i, c := range row {

@@ -16,6 +16,14 @@ type ServiceKey struct {
 	Host      string
 }
 
+// String gives "namespace/name", of a ServiceEntry with the host.
+func (k ServiceKey) String() string {
+	if k.Kind == ServiceEntry {
+		return k.Namespace + "/" + k.Name + "[" + k.Host + "]"
+	}
+	return k.Namespace + "/" + k.Name
+}
+
 // ServiceKind is the kind of object that a Service row came from. A Kubernetes
 // Service wins over a ServiceEntry that names the same host.
 type ServiceKind uint8

@@ -16,24 +16,24 @@ const (
 // Cause is something that a result was computed from, for people to read: another
 // result (Rule is set), or rows of a table (Table is set).
 type Cause struct {
-	Rule  string `json:"rule,omitempty"`
-	Table string `json:"table,omitempty"`
+	Rule  string
+	Table string
 	// Index of the bucket that was read, Key being the bucket's. Without an index and
 	// a key it is the whole table.
-	Index string `json:"index,omitempty"`
-	Key   string `json:"key,omitempty"`
+	Index string
+	Key   string
 	// KeysOnly: it was read which keys the index has, not the rows.
-	KeysOnly bool `json:"keysOnly,omitempty"`
+	KeysOnly bool
 	// Rows that were found, by their keys; of many the first. None: it was looked
 	// for in vain, and the result is computed again when such a row appears.
-	Rows     []string `json:"rows,omitempty"`
-	RowCount int      `json:"rowCount"`
+	Rows     []string
+	RowCount int
 	// Causes of a result, in the order in which it read them first.
-	Causes []*Cause `json:"causes,omitempty"`
+	Causes []*Cause
 	// Elsewhere: its causes are at another place of the tree, that is no deeper.
-	Elsewhere bool `json:"elsewhere,omitempty"`
+	Elsewhere bool
 	// Omitted is how many causes are left out, for depth or number.
-	Omitted int `json:"omitted,omitempty"`
+	Omitted int
 }
 
 // Explain says what a retained result was computed from, as the reads were
@@ -162,6 +162,9 @@ func printed(key any) string {
 }
 
 func printedValue(v reflect.Value) string {
+	if v.Kind() == reflect.Struct && v.NumField() > 0 && v.IsZero() {
+		return "-"
+	}
 	if v.CanInterface() {
 		if s, ok := v.Interface().(fmt.Stringer); ok && (v.Kind() != reflect.Pointer || !v.IsNil()) {
 			return s.String()

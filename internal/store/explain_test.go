@@ -137,6 +137,7 @@ func TestPrintedKeys(t *testing.T) {
 	c.From.Region, c.From.zone = "eu", "a"
 	for want, key := range map[string]any{
 		"":             struct{}{},
+		"-":            named{},
 		"x":            "x",
 		"7":            7,
 		"shop/reviews": named{"shop", "reviews"},
