@@ -4,6 +4,7 @@ import (
 	"strconv"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
@@ -121,6 +122,19 @@ func appendString(b []byte, number protowire.Number, s string) []byte {
 type codec struct{ encoding.CodecV2 }
 
 func newCodec() codec { return codec{encoding.GetCodecV2(proto.Name)} }
+
+// TransportOptions are the settings of a gRPC server that writes much and reads
+// little; what it sends of a Server is not copied. They are among ServerOptions.
+func TransportOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(newCodec()),
+		grpc.WriteBufferSize(64 << 10),
+		grpc.ReadBufferSize(4 << 10),
+		// The search for larger windows would cost a ping for each acknowledgement.
+		grpc.StaticStreamWindowSize(256 << 10),
+		grpc.StaticConnWindowSize(1 << 20),
+	}
+}
 
 // Marshal implements encoding.CodecV2.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {

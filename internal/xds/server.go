@@ -129,14 +129,13 @@ func ServerOptions(keepaliveTime, timeout, maxAge time.Duration) []grpc.ServerOp
 		params.MaxConnectionAge = maxAge
 		params.MaxConnectionAgeGrace = 10 * time.Second
 	}
-	return []grpc.ServerOption{
+	return append(TransportOptions(), []grpc.ServerOption{
 		grpc.KeepaliveParams(params),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.ForceServerCodecV2(newCodec()),
 		// A reconnecting proxy lists all that it has in one request.
 		grpc.MaxRecvMsgSize(32 << 20),
 		grpc.MaxConcurrentStreams(1000),
-	}
+	}...)
 }
 
 // StreamAggregatedResources refuses the state-of-the-world variant.
