@@ -12,6 +12,7 @@ import (
 	"isthmus.dev/internal/discovery"
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/store"
+	"isthmus.dev/internal/xds"
 )
 
 // maxNamedProxies of an explained resource.
@@ -27,13 +28,12 @@ func (a *controlAPI) why(r *http.Request) (any, error) {
 	if err != nil && r.FormValue("depth") != "" {
 		return nil, &apiError{http.StatusBadRequest, fmt.Sprintf("depth %q: give a number of results that read each other, 0 for all", r.FormValue("depth"))}
 	}
-	types := kindTypes
+	kinds := controlv1.Kinds
 	if kind != "" {
-		typeURL, err := typeOfKind(kind)
-		if err != nil {
+		if _, err := typeOfKind(kind); err != nil {
 			return nil, err
 		}
-		types = map[string]string{kind: typeURL}
+		kinds = []string{kind}
 	}
 	var proxy model.WorkloadKey
 	if r.PathValue("name") != "" {
@@ -42,11 +42,17 @@ func (a *controlAPI) why(r *http.Request) (any, error) {
 		}
 	}
 	out := controlv1.Explanation{Resources: []controlv1.ExplainedResource{}}
-	for _, kind := range slices.Sorted(maps.Keys(types)) {
-		var found []discovery.Explanation
-		out.Revision, found = a.mesh.Explain(types[kind], resource, proxy, int(depth))
-		for _, e := range found {
-			out.Resources = append(out.Resources, explained(kind, e))
+	for _, kind := range kinds {
+		types := []string{kindTypes[kind]}
+		if kind == "routes" { // whole, or one virtual host
+			types = append(types, xds.VirtualHostType)
+		}
+		for _, typeURL := range types {
+			var found []discovery.Explanation
+			out.Revision, found = a.mesh.Explain(typeURL, resource, proxy, int(depth))
+			for _, e := range found {
+				out.Resources = append(out.Resources, explained(kind, e))
+			}
 		}
 	}
 	if len(out.Resources) == 0 {
@@ -75,6 +81,9 @@ func typeOfKind(kind string) (string, error) {
 }
 
 func kindOf(typeURL string) string {
+	if typeURL == xds.VirtualHostType {
+		return "routes"
+	}
 	for kind, t := range kindTypes {
 		if t == typeURL {
 			return kind
@@ -130,7 +139,9 @@ var objects = map[string]reached{
 func objectKey(namespace, name string) model.Key { return model.Key{Namespace: namespace, Name: name} }
 
 func reachedBy[K comparable, V store.Row[V]](t *store.Table[K, V], key func(namespace, name string) K) reached {
-	return func(tx *store.Tx, namespace, name string) ([]store.Root, bool) { return store.Reach(tx, t, key(namespace, name)) }
+	return func(tx *store.Tx, namespace, name string) ([]store.Root, bool) {
+		return store.Reach(tx, t, key(namespace, name))
+	}
 }
 
 // reachedService is for objects that are a row for each host.
@@ -180,4 +191,3 @@ func (a *controlAPI) reach(r *http.Request) (any, error) {
 	}
 	return out, nil
 }
-
