@@ -1,0 +1,395 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"syscall"
+	"time"
+
+	"isthmus.dev/internal/xds"
+	"isthmus.dev/test/scale/kubestub"
+	"isthmus.dev/test/scale/load"
+	"isthmus.dev/test/scale/meshgen"
+)
+
+// scenario is what is measured of a control plane.
+type scenario struct {
+	Services  int       `json:"services"`
+	Endpoints int       `json:"endpoints"` // of each service
+	Proxies   int       `json:"proxies"`
+	Mode      load.Mode `json:"mode"`
+	Uses      int       `json:"uses,omitempty"` // on demand: the services that a proxy uses
+	// Warm connects ten proxies first, and has all pushed to them once: istiod fills
+	// its cache only in pushes, never in the answers to first requests.
+	Warm bool `json:"warm,omitempty"`
+	// Changes is how often each kind of change is made.
+	Changes int `json:"changes,omitempty"`
+	// Churn is how many endpoint changes a second are made, for ChurnSeconds.
+	Churn        int `json:"churn,omitempty"`
+	ChurnSeconds int `json:"churnSeconds,omitempty"`
+}
+
+func (s scenario) name() string {
+	n := fmt.Sprintf("%dx%dx%d-%s", s.Services, s.Endpoints, s.Proxies, s.Mode)
+	if s.Warm {
+		n += "-warm"
+	}
+	if s.Churn > 0 {
+		n += fmt.Sprintf("-churn%d", s.Churn)
+	}
+	return n
+}
+
+// result is what was measured of one control plane. CPU is the server's alone.
+type result struct {
+	Server string `json:"server"`
+	scenario
+	StartupS    float64 `json:"startupS"` // from the process's start until it says that it is ready
+	StartupCPUS float64 `json:"startupCPUS"`
+	StartupMB   float64 `json:"startupMB"`
+
+	FirstS      float64            `json:"firstS,omitempty"` // until the last proxy had its first configuration
+	FirstCPUS   float64            `json:"firstCPUS,omitempty"`
+	FirstP50MS  float64            `json:"firstP50MS,omitempty"`
+	ClientCPUS  float64            `json:"clientCPUS,omitempty"`
+	ProxyKB     float64            `json:"proxyKB,omitempty"`     // first configuration of one
+	ProxyKBOf   map[string]float64 `json:"proxyKBOf,omitempty"`   // by type
+	ResourcesOf map[string]float64 `json:"resourcesOf,omitempty"` // of one proxy, by type
+	RSSMB       float64            `json:"rssMB,omitempty"`       // with all proxies connected
+	PeakMB      float64            `json:"peakMB,omitempty"`
+	ProxyMemMB  float64            `json:"proxyMemMB,omitempty"` // (RSSMB - StartupMB) / proxies
+
+	Endpoint *changed `json:"endpoint,omitempty"`
+	Route    *changed `json:"route,omitempty"`
+	Churned  *churned `json:"churned,omitempty"`
+
+	Retried int64          `json:"retriedStreams,omitempty"`
+	Dropped int64          `json:"droppedStreams,omitempty"`
+	Errors  map[string]int `json:"errors,omitempty"`
+}
+
+// changed is what one change cost, the median or mean of several.
+type changed struct {
+	LastAckMS float64            `json:"lastAckMS"` // median of the changes
+	P50MS     float64            `json:"p50MS"`     // of the proxies, median of the changes
+	WorstMS   float64            `json:"worstMS"`
+	CPUS      float64            `json:"cpuS"`    // mean
+	ProxyKB   float64            `json:"proxyKB"` // mean
+	ProxyKBOf map[string]float64 `json:"proxyKBOf"`
+}
+
+// churned is what a stream of changes did.
+type churned struct {
+	Changes    int     `json:"changes"`
+	CPUPerS    float64 `json:"cpuPerS"` // cores
+	EarlyLagMS float64 `json:"earlyLagMS"`
+	LateLagMS  float64 `json:"lateLagMS"`
+	WorstLagMS float64 `json:"worstLagMS"`
+	DrainS     float64 `json:"drainS"`
+	Lost       int     `json:"lost"`
+	Behind     int     `json:"behind"`
+	MBPerS     float64 `json:"mbPerS"`
+	LagMS      []int64 `json:"lagMS"` // median of each second
+}
+
+// definitions that both control planes look for before they read their kinds.
+var definitions = []string{"jointokens.isthmus.dev"}
+
+func init() {
+	for group, kinds := range map[string][]string{
+		"networking.istio.io": {"virtualservices", "gateways", "serviceentries", "destinationrules", "envoyfilters", "sidecars", "workloadentries", "workloadgroups", "proxyconfigs"},
+		"security.istio.io":   {"authorizationpolicies", "peerauthentications", "requestauthentications"},
+		"telemetry.istio.io":  {"telemetries"}, "extensions.istio.io": {"wasmplugins", "trafficextensions"},
+	} {
+		for _, k := range kinds {
+			definitions = append(definitions, k+"."+group)
+		}
+	}
+}
+
+// bench runs scenarios. Its functions are called one after the other.
+type bench struct {
+	isthmusd, istiod string
+	keep             string // a folder for logs and profiles; "": a temporary one
+	timeout          time.Duration
+}
+
+// run measures one scenario of one control plane.
+func (b *bench) run(ctx context.Context, sc scenario, istiod bool) (result, error) {
+	r := result{scenario: sc}
+	dir, err := os.MkdirTemp(b.keep, sc.name()+"-")
+	if err != nil {
+		return r, err
+	}
+	if b.keep == "" {
+		defer os.RemoveAll(dir)
+	}
+	api := kubestub.New()
+	api.Declare(definitions...)
+	mesh := meshgen.Mesh{Services: sc.Services, Endpoints: sc.Endpoints}
+	mesh.Fill(api)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return r, err
+	}
+	hs := &http.Server{Handler: api, ReadHeaderTimeout: time.Minute}
+	go func() { _ = hs.Serve(l) }() // until it is closed
+	defer hs.Close()
+	ports, err := freePorts(5)
+	if err != nil {
+		return r, err
+	}
+	s := newIsthmusd(b.isthmusd, dir, ports)
+	if istiod {
+		s = newIstiod(b.istiod, dir, ports)
+	}
+	runtime.GC() // what the mesh was made of must not cost later
+	starting, cancel := context.WithTimeout(ctx, b.timeout)
+	defer cancel()
+	if err := s.start(starting, "http://"+l.Addr().String(), dir); err != nil {
+		return r, err
+	}
+	defer s.stop()
+	m := &measurement{result: &r, server: s, api: api, mesh: mesh, timeout: b.timeout}
+	err = m.run(ctx)
+	if err != nil {
+		err = fmt.Errorf("%w; the last lines of %s:\n%s", err, s.name, s.tail())
+	}
+	return r, err
+}
+
+// measurement is one run against one server.
+type measurement struct {
+	*result
+	server  *server
+	api     *kubestub.Server
+	mesh    meshgen.Mesh
+	load    *load.Load
+	timeout time.Duration
+	number  int // of the last change
+}
+
+func (m *measurement) run(ctx context.Context) error {
+	m.Server = m.server.name
+	m.StartupS = m.server.startup.Seconds()
+	time.Sleep(time.Second) // what is done after it is ready
+	before, err := m.server.usage()
+	if err != nil {
+		return err
+	}
+	m.StartupCPUS, m.StartupMB = before.cpu.Seconds(), mb(before.rss)
+	if m.Proxies == 0 {
+		m.PeakMB = mb(before.peak)
+		return nil
+	}
+	if m.Warm {
+		stop, err := m.warm(ctx)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	if m.load, err = m.newLoad(m.Proxies, m.Mode); err != nil {
+		return err
+	}
+	defer m.load.Stop()
+	if err := m.first(ctx); err != nil {
+		return err
+	}
+	for range m.Changes {
+		time.Sleep(100 * time.Millisecond)
+	}
+	if m.Changes > 0 {
+		if m.Endpoint, err = m.change(func(n int) (string, kubestub.Object) {
+			address := fmt.Sprintf("10.250.%d.%d", n>>8, n&255)
+			return address, meshgen.Endpoint(m.changedService(), address)
+		}); err != nil {
+			return err
+		}
+		if m.Route, err = m.change(func(n int) (string, kubestub.Object) {
+			mark := fmt.Sprintf("mark-%d", n)
+			return mark, meshgen.Route(m.changedService(), mark)
+		}); err != nil {
+			return err
+		}
+	}
+	if m.Churn > 0 {
+		if err := m.churn(); err != nil {
+			return err
+		}
+	}
+	t := m.load.Traffic()
+	m.Retried, m.Dropped, m.Errors = t.Retried, t.Dropped, m.load.Errors()
+	return nil
+}
+
+// changedService is the one whose endpoints and route are changed: all proxies on
+// demand use it too.
+func (m *measurement) changedService() int { return 0 }
+
+func (m *measurement) newLoad(n int, mode load.Mode) (*load.Load, error) {
+	o := load.Options{Address: m.server.ads, Mode: mode, Timeout: m.timeout}
+	if mode == load.Split || mode == load.OnDemand {
+		o.Features = []string{xds.SplitRoutesFeature}
+	}
+	if mode == load.OnDemand {
+		o.Uses = func(p int) []load.Destination {
+			uses := []load.Destination{destination(m.changedService())}
+			for k := 1; k < m.Uses; k++ {
+				uses = append(uses, destination(1+(p*7+k*37)%(m.Services-1)))
+			}
+			return uses
+		}
+	}
+	var workloads []load.Workload
+	for _, p := range m.mesh.Proxies(n) {
+		workloads = append(workloads, load.Workload(p))
+	}
+	return load.New(o, workloads)
+}
+
+func destination(service int) load.Destination {
+	host := meshgen.Host(service)
+	return load.Destination{
+		VirtualHost: fmt.Sprintf("%d/%s:%d", meshgen.Port, host, meshgen.Port),
+		Cluster:     fmt.Sprintf("outbound|%d||%s", meshgen.Port, host),
+	}
+}
+
+// warm connects ten proxies, one of each namespace, and has all pushed to them.
+func (m *measurement) warm(ctx context.Context) (stop func(), err error) {
+	few, err := m.newLoad(10, m.Mode)
+	if err != nil {
+		return nil, err
+	}
+	if err := few.Start(ctx); err != nil {
+		few.Stop()
+		return nil, err
+	}
+	if m.server.push != "" {
+		r, err := http.Get(m.server.push)
+		if err != nil {
+			few.Stop()
+			return nil, err
+		}
+		r.Body.Close()
+		time.Sleep(time.Second)
+		few.Quiet(time.Second)
+	}
+	return few.Stop, nil
+}
+
+func (m *measurement) first(ctx context.Context) error {
+	before, err := m.server.usage()
+	if err != nil {
+		return err
+	}
+	self := selfCPU()
+	if err := m.load.Start(ctx); err != nil {
+		return err
+	}
+	after, err := m.server.usage()
+	if err != nil {
+		return err
+	}
+	f := m.load.First()
+	m.FirstS, m.FirstCPUS, m.ClientCPUS = f.All.Seconds(), (after.cpu - before.cpu).Seconds(), (selfCPU() - self).Seconds()
+	m.FirstP50MS = ms(f.Times[len(f.Times)/2])
+	m.ProxyKBOf, m.ResourcesOf = map[string]float64{}, map[string]float64{}
+	for t, name := range load.TypeNames {
+		m.ProxyKBOf[name], m.ResourcesOf[name] = f.Bytes[t]/1000, f.Resources[t]
+		m.ProxyKB += f.Bytes[t] / 1000
+	}
+	time.Sleep(2 * time.Second) // for memory to come to rest
+	if after, err = m.server.usage(); err != nil {
+		return err
+	}
+	m.RSSMB, m.PeakMB = mb(after.rss), mb(after.peak)
+	m.ProxyMemMB = mb(after.rss-before.rss) / float64(m.Proxies)
+	return nil
+}
+
+// change makes one kind of change several times.
+func (m *measurement) change(next func(n int) (marker string, o kubestub.Object)) (*changed, error) {
+	var last, p50 []time.Duration
+	c := &changed{ProxyKBOf: map[string]float64{}}
+	for range m.Changes {
+		m.number++
+		marker, object := next(100 + m.number)
+		before, err := m.server.usage()
+		if err != nil {
+			return nil, err
+		}
+		traffic := m.load.Traffic()
+		times, err := m.load.Change(marker, func() { m.api.Put(object) })
+		if err != nil {
+			return nil, err
+		}
+		m.load.Quiet(500 * time.Millisecond)
+		after, err := m.server.usage()
+		if err != nil {
+			return nil, err
+		}
+		last, p50 = append(last, times[len(times)-1]), append(p50, times[len(times)/2])
+		c.CPUS += (after.cpu - before.cpu).Seconds() / float64(m.Changes)
+		for t, n := range m.load.Traffic().Bytes {
+			kb := float64(n-traffic.Bytes[t]) / 1000 / float64(m.Proxies*m.Changes)
+			c.ProxyKB += kb
+			if kb > 0 {
+				c.ProxyKBOf[load.TypeNames[t]] += kb
+			}
+		}
+	}
+	c.LastAckMS, c.P50MS, c.WorstMS = ms(median(last)), ms(median(p50)), ms(last[len(last)-1])
+	return c, nil
+}
+
+func (m *measurement) churn() error {
+	before, err := m.server.usage()
+	if err != nil {
+		return err
+	}
+	begin, traffic := time.Now(), m.load.Traffic()
+	r := m.load.Churn(m.Churn, time.Duration(m.ChurnSeconds)*time.Second, m.Services, func(n int) {
+		m.api.Put(m.mesh.EndpointOf(n%m.Services, 0, load.ChurnAddress(n)))
+	})
+	took := time.Since(begin).Seconds()
+	after, err := m.server.usage()
+	if err != nil {
+		return err
+	}
+	if len(r.Seconds) < 2 {
+		return errors.New("no change arrived in time")
+	}
+	c := &churned{Changes: r.Changes, CPUPerS: (after.cpu - before.cpu).Seconds() / took, DrainS: r.Drain.Seconds(), Lost: r.Lost, Behind: r.Behind}
+	bytes := int64(0)
+	for t, n := range m.load.Traffic().Bytes {
+		bytes += n - traffic.Bytes[t]
+	}
+	c.MBPerS = float64(bytes) / 1e6 / took
+	var medians []time.Duration
+	for _, s := range r.Seconds {
+		c.LagMS = append(c.LagMS, s.Median.Milliseconds())
+		c.WorstLagMS = max(c.WorstLagMS, ms(s.Max))
+		medians = append(medians, s.Median)
+	}
+	// The first second has no rows to be behind of; early and late are a quarter each.
+	quarter := max(1, len(medians)/4)
+	c.EarlyLagMS = ms(median(append([]time.Duration{}, medians[:quarter]...)))
+	c.LateLagMS = ms(median(append([]time.Duration{}, medians[len(medians)-quarter:]...)))
+	m.Churned = c
+	return nil
+}
+
+func selfCPU() time.Duration {
+	var r syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
