@@ -151,12 +151,13 @@ func UnknownCluster(name string, passthrough bool) *clusterv3.Cluster {
 }
 
 // TCPDestination renders a cluster under the name by which a connection's
-// destination asks for it. Its endpoints and statistics are those of the cluster.
+// destination asks for it. Its endpoints have that name too: Envoy asks once for
+// a name, so that a second cluster with the same would wait for them. Its
+// statistics are those of the cluster.
 func TCPDestination(name string, c *ir.Cluster) *clusterv3.Cluster {
-	out := Cluster(c)
-	out.Name = name
-	if out.LoadAssignment != nil {
-		out.LoadAssignment.ClusterName = name
-	}
+	named := *c
+	named.Name = name
+	out := Cluster(&named)
+	out.AltStatName = statName(c.Name)
 	return out
 }
