@@ -79,6 +79,13 @@ func Run(ctx context.Context, c Config, log *slog.Logger, ready func(kubeconfig 
 	defer listeners.Close()
 	stopping, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if c.Standalone {
+		release, err := s.home(stopping)
+		if err != nil {
+			return unlessStopped(ctx, err)
+		}
+		defer release()
+	}
 	g, running := errgroup.WithContext(stopping)
 	if err = s.start(running, g, listeners); err == nil {
 		log.Info("serving", "address", c.Listen, "standalone", c.Standalone)
@@ -103,6 +110,14 @@ func Run(ctx context.Context, c Config, log *slog.Logger, ready func(kubeconfig 
 		log.Warn("not all ended in order", "error", err)
 	}
 	return nil
+}
+
+// unlessStopped is the error of a start that nobody interrupted.
+func unlessStopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // start starts all parts, in the order in which they need each other.
@@ -164,12 +179,59 @@ func (s *server) connect(ctx context.Context) error {
 	return kubeapi.EnsureDefaults(ctx, s.rest)
 }
 
-// handOver is how long the isthmus-kube of an isthmusd that was killed may take to
-// end; about 3 s.
+// handOver is how long an isthmusd that ends, or the isthmus-kube of one that was
+// killed, may hold the data directory; about 3 s.
 const handOver = 15 * time.Second
 
+// home takes the data directory until release is called, and says in it when ctx
+// has ended. One whose owner ends is waited for; one whose owner serves is not.
+func (s *server) home(ctx context.Context) (release func(), err error) {
+	var d *dataDir
+	err = s.waitForOther(ctx, func() (err error, passes bool) {
+		d, err = holdDataDir(s.DataDir)
+		held, is := errors.AsType[*heldDataDir](err)
+		return err, is && held.ending
+	})
+	if err != nil {
+		return nil, err
+	}
+	said := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		defer close(said)
+		if err := d.end(); err != nil {
+			s.log.Warn("could not say in the data directory that this isthmusd ends", "error", err)
+		}
+	})
+	return func() {
+		<-said
+		if err := d.release(); err != nil {
+			s.log.Warn("could not release the data directory", "error", err)
+		}
+	}, nil
+}
+
+// waitForOther tries until f succeeds, or fails with what does not pass, or too
+// long.
+func (s *server) waitForOther(ctx context.Context, f func() (err error, passes bool)) error {
+	waiting := false
+	for end := time.Now().Add(handOver); ; {
+		err, passes := f()
+		if err == nil || !passes || time.Now().After(end) {
+			return err
+		}
+		if !waiting {
+			s.log.Info("waiting for an earlier isthmusd to end", "at_most", handOver, "why", err)
+			waiting = true
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
 func (s *server) startChild(ctx context.Context) error {
-	var err error
 	options := kubeapi.Options{
 		DataDir:     filepath.Join(s.DataDir, "kube"),
 		BindAddress: s.KubeAPI.Bind,
@@ -178,28 +240,16 @@ func (s *server) startChild(ctx context.Context) error {
 		Etcd:        kubeapi.ExternalEtcd{Servers: s.KubeAPI.EtcdServers, CAFile: s.KubeAPI.EtcdCA, CertFile: s.KubeAPI.EtcdCert, KeyFile: s.KubeAPI.EtcdKey},
 		Log:         s.log.With("component", "isthmus-kube"),
 	}
-	waiting := false
-	for end := time.Now().Add(handOver); ; {
+	err := s.waitForOther(ctx, func() (err error, passes bool) {
 		s.child, err = kubeapi.Start(ctx, options)
-		if fatalCode(err) != kubeapi.CodeDataDirInUse || time.Now().After(end) {
-			break
-		}
-		if !waiting {
-			s.log.Info("waiting for the Kubernetes API of an earlier isthmusd to end", "error", err)
-			waiting = true
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
+		return err, fatalCode(err) == kubeapi.CodeDataDirInUse
+	})
 	// The child names its own flags and process; people deal with ours.
 	switch {
 	case fatalCode(err) == kubeapi.CodePortInUse:
 		return fmt.Errorf("start the Kubernetes API: port %d of %s is in use by another process: choose another with --kube-port, or end what listens there", s.KubeAPI.Port, s.KubeAPI.Bind)
 	case fatalCode(err) == kubeapi.CodeDataDirInUse:
-		return fmt.Errorf("another isthmusd serves from --data-dir %s: end it, or choose another directory (%w)", s.DataDir, err)
+		return fmt.Errorf("another isthmus-kube uses --data-dir %s: end it, or choose another directory (%w)", s.DataDir, err)
 	case err != nil:
 		return fmt.Errorf("start the Kubernetes API in --data-dir %s: %w", s.DataDir, err)
 	}
