@@ -1,11 +1,17 @@
 package store
 
-import "slices"
+import (
+	"maps"
+	"slices"
+)
 
-// bucket is the rows of a table under one key of an index, in the table's order.
+// bucket is the rows of a table under one key of an index. While somebody reads it
+// they are kept in the table's order; else a change costs the same however many
+// there are.
 type bucket[K comparable, V Row[V]] struct {
-	members []*row[K, V]
-	rows    []V // handed out: replaced, never changed
+	members []*row[K, V]            // in order
+	loose   map[*row[K, V]]struct{} // instead, while nobody reads it
+	rows    []V                     // handed out: replaced, never changed
 	cell    vertexID
 	home    home
 
@@ -44,9 +50,56 @@ func (b *bucket[K, V]) move(r *row[K, V], before, after bool) {
 	}
 }
 
-// settle merges what entered and left into the members: once a commit, however
-// many rows it moved.
+func (b *bucket[K, V]) size() int { return len(b.members) + len(b.loose) }
+
+// settle takes in what entered and left: once a commit, however many rows it moved.
 func (b *bucket[K, V]) settle(compare func(a, b K) int) {
+	if b.cell == 0 {
+		b.loosen()
+	} else {
+		b.merge(compare)
+	}
+	b.entered, b.left, b.stayed = nil, nil, false
+}
+
+func (b *bucket[K, V]) loosen() {
+	if b.loose == nil {
+		b.loose = make(map[*row[K, V]]struct{}, len(b.members)+len(b.entered))
+		for _, m := range b.members {
+			b.loose[m] = struct{}{}
+		}
+		b.members, b.rows = nil, nil
+	}
+	for _, m := range b.left {
+		delete(b.loose, m)
+	}
+	for _, m := range b.entered {
+		b.loose[m] = struct{}{}
+	}
+}
+
+// ordered gives the rows of a bucket as it is after the last commit.
+func (b *bucket[K, V]) ordered(compare func(a, b K) int) ([]*row[K, V], []V) {
+	if b.loose == nil {
+		return b.members, b.rows
+	}
+	members := slices.SortedFunc(maps.Keys(b.loose), func(x, y *row[K, V]) int { return compare(x.key, y.key) })
+	return members, rowValues(members)
+}
+
+func rowValues[K comparable, V Row[V]](members []*row[K, V]) []V {
+	if len(members) == 0 {
+		return nil
+	}
+	out := make([]V, len(members))
+	for i, m := range members {
+		out[i] = m.value
+	}
+	return out
+}
+
+// merge puts what entered and left into the members.
+func (b *bucket[K, V]) merge(compare func(a, b K) int) {
 	byKey := func(x, y *row[K, V]) int { return compare(x.key, y.key) }
 	if len(b.entered) > 0 || len(b.left) > 0 {
 		slices.SortFunc(b.entered, byKey)
@@ -65,14 +118,7 @@ func (b *bucket[K, V]) settle(compare func(a, b K) int) {
 		}
 		b.members = append(members, in...)
 	}
-	b.rows = nil
-	if len(b.members) > 0 {
-		b.rows = make([]V, len(b.members))
-		for i, m := range b.members {
-			b.rows[i] = m.value
-		}
-	}
-	b.entered, b.left, b.stayed = nil, nil, false
+	b.rows = rowValues(b.members)
 }
 
 // bucketsOf is an index of one Store.
@@ -108,7 +154,7 @@ type slot[K comparable, V Row[V], I comparable] struct {
 }
 
 func (p *slot[K, V, I]) vacate() {
-	if len(p.in.buckets[p.key].members) == 0 {
+	if p.in.buckets[p.key].size() == 0 {
 		delete(p.in.buckets, p.key)
 	}
 }
@@ -176,9 +222,9 @@ func (s *bucketsOf[K, V, I]) place(k I) *bucket[K, V] {
 
 func (s *bucketsOf[K, V, I]) settle() {
 	for _, b := range s.touched {
-		empty := len(b.members) == 0
+		empty := b.size() == 0
 		b.settle(s.t.table.compare)
-		if empty != (len(b.members) == 0) {
+		if empty != (b.size() == 0) {
 			s.keysChanged = true
 		}
 		if b.cell != 0 {

@@ -62,12 +62,15 @@ func Lookup[K comparable, V Row[V], I comparable](r *Reader, ix *Index[K, V, I],
 	}
 	if !r.recording() {
 		if b := s.buckets[i]; b != nil {
-			return b.rows
+			_, rows := b.ordered(ix.table.compare)
+			return rows
 		}
 		return nil
 	}
 	b := s.place(i)
 	if b.cell == 0 {
+		b.members, b.rows = b.ordered(ix.table.compare)
+		b.loose = nil
 		b.cell = r.g.add(b)
 	}
 	r.record(b.cell)
@@ -90,7 +93,7 @@ func Distinct[K comparable, V Row[V], I comparable](r *Reader, ix *Index[K, V, I
 	}
 	var keys []I
 	for k, b := range s.buckets {
-		if len(b.members) > 0 {
+		if b.size() > 0 {
 			keys = append(keys, k)
 		}
 	}
