@@ -7,6 +7,7 @@ type Counters struct {
 	Streams int64 // connected now
 	Waiting int64 // of these, how many wait for their turn at a first push
 	Total   uint64
+	Shed    uint64          // refused because of load
 	Types   [5]TypeCounters // clusters, endpoints, listeners, routes, all others
 }
 
@@ -24,7 +25,7 @@ type TypeCounters struct {
 
 type counters struct {
 	streams, waiting atomic.Int64
-	total            atomic.Uint64
+	total, shed      atomic.Uint64
 	types            [5]struct {
 		responses, resources, removed, bytes, refused atomic.Uint64
 	}
@@ -45,7 +46,7 @@ func (c *counters) sent(rank int, f *flight) {
 func (c *counters) refused(rank int) { c.types[rank].refused.Add(1) }
 
 func (c *counters) read() Counters {
-	out := Counters{Streams: c.streams.Load(), Waiting: c.waiting.Load(), Total: c.total.Load()}
+	out := Counters{Streams: c.streams.Load(), Waiting: c.waiting.Load(), Total: c.total.Load(), Shed: c.shed.Load()}
 	for i := range c.types {
 		t := &c.types[i]
 		out.Types[i] = TypeCounters{t.responses.Load(), t.resources.Load(), t.removed.Load(), t.bytes.Load(), t.refused.Load()}

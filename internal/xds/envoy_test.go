@@ -50,7 +50,11 @@ func answers(port uint32, want string) func() bool {
 	}
 }
 
-func TestEnvoy(t *testing.T) {
+func TestEnvoy(t *testing.T) { testEnvoy(t, xdstest.StartEnvoy) }
+
+func TestClassicEnvoy(t *testing.T) { testEnvoy(t, xdstest.StartClassicEnvoy) }
+
+func testEnvoy(t *testing.T, start func(testing.TB, string) *xdstest.Envoy) {
 	one, two := backend(t, "one"), backend(t, "two")
 	port := xdstest.FreePort(t)
 	mesh := xdstest.NewMesh()
@@ -59,7 +63,7 @@ func TestEnvoy(t *testing.T) {
 		xdstest.Cluster("b", time.Second), xdstest.Endpoints("b", two),
 		xdstest.Listener("l", port, "r"), xdstest.Route("r", "a"))
 	server, socket := serveUnix(t, mesh, xds.Options{})
-	envoy := xdstest.StartEnvoy(t, socket)
+	envoy := start(t, socket)
 	xdstest.Eventually(t, "Envoy is ready", envoy.Ready)
 	xdstest.Eventually(t, "the route leads to one", answers(port, "one"))
 
@@ -106,6 +110,51 @@ func TestEnvoy(t *testing.T) {
 	})
 }
 
+// serveAgain serves a mesh on a socket where another server was, until it is stopped.
+func serveAgain(t *testing.T, mesh xds.Mesh, socket string) (*xds.Server, *grpc.Server) {
+	t.Helper()
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := xds.NewServer(mesh, xds.Options{Authenticate: xds.PeerAddress, Log: slog.New(slog.DiscardHandler)})
+	g := grpc.NewServer()
+	s.Register(g)
+	go func() { _ = g.Serve(l) }() // ends with Stop
+	return s, g
+}
+
+// A proxy of the state-of-the-world variant that comes back to another server with
+// what it has is sent nothing of it again, and then what changed.
+func TestClassicEnvoyReconnects(t *testing.T) {
+	one, two := backend(t, "one"), backend(t, "two")
+	port := xdstest.FreePort(t)
+	socket := filepath.Join(t.TempDir(), "xds.sock")
+	mesh := xdstest.NewMesh()
+	mesh.Set(xdstest.Cluster("a", time.Second), xdstest.Endpoints("a", one), xdstest.Listener("l", port, "r"), xdstest.Route("r", "a"))
+	_, g := serveAgain(t, mesh, socket)
+	xdstest.StartClassicEnvoy(t, socket)
+	xdstest.Eventually(t, "the route leads to one", answers(port, "one"))
+	g.Stop()
+	s, g := serveAgain(t, mesh, socket)
+	defer g.Stop()
+	xdstest.Eventually(t, "Envoy is back", func() bool {
+		routes := 0 // reports: of the first stream, and of this one
+		for _, r := range mesh.Reports() {
+			if r.Type == xds.RouteType {
+				routes++
+			}
+		}
+		return routes == 2
+	})
+	mesh.Set(xdstest.Endpoints("a", two))
+	xdstest.Eventually(t, "the changed endpoint is used", answers(port, "two"))
+	c := s.Counters()
+	if got := [...]uint64{c.Types[0].Resources, c.Types[1].Resources, c.Types[2].Resources, c.Types[3].Resources}; got != [...]uint64{0, 1, 0, 0} {
+		t.Errorf("resources sent after the reconnect: %v, want the changed endpoints alone", got)
+	}
+}
+
 // Two listeners swap their address: the second is refused until the first is gone.
 func TestEnvoyListenerAddressMoves(t *testing.T) {
 	one := backend(t, "one")
@@ -132,18 +181,7 @@ func TestEnvoyReconnects(t *testing.T) {
 		xdstest.Cluster("gone", time.Second), xdstest.Endpoints("gone", one),
 		xdstest.Listener("l", port, "r"), xdstest.Route("r", "a"))
 	socket := filepath.Join(t.TempDir(), "xds.sock")
-	serve := func() (*xds.Server, *grpc.Server) {
-		l, err := net.Listen("unix", socket)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := xds.NewServer(mesh, xds.Options{Authenticate: xds.PeerAddress, Log: slog.New(slog.DiscardHandler)})
-		g := grpc.NewServer()
-		s.Register(g)
-		go func() { _ = g.Serve(l) }() // ends with Stop
-		return s, g
-	}
-	_, g := serve()
+	_, g := serveAgain(t, mesh, socket)
 	envoy := xdstest.StartEnvoy(t, socket)
 	xdstest.Eventually(t, "the route leads to one", answers(port, "one"))
 	g.Stop()
@@ -151,7 +189,7 @@ func TestEnvoyReconnects(t *testing.T) {
 	if !answers(port, "one")() {
 		t.Error("Envoy does not serve without its server")
 	}
-	s, g := serve()
+	s, g := serveAgain(t, mesh, socket)
 	defer g.Stop()
 	xdstest.Eventually(t, "the endpoint changed meanwhile is used", answers(port, "two"))
 	xdstest.Eventually(t, "the cluster removed meanwhile is gone", func() bool { return !slices.Contains(envoy.Clusters(), "gone") })

@@ -1,28 +1,28 @@
 package xds
 
 import (
+	"log/slog"
+	"math/rand/v2"
+	"slices"
 	"time"
 
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
-// request is what was received, or why nothing more will be.
-type request struct {
-	req *discoveryv3.DeltaDiscoveryRequest
-	err error
-}
-
 // receive reads a stream until it ends.
-func receive(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) <-chan request {
+func receive(stream grpc.ServerStream, d dialect) <-chan request {
 	// Room for a request of each type: a peer that still writes is then read, even
 	// while it does not read.
 	out := make(chan request, 16)
 	go func() {
 		for {
-			req, err := stream.Recv()
+			req, err := d.recv()
+			req.err = err
 			select {
-			case out <- request{req, err}:
+			case out <- req:
 			case <-stream.Context().Done():
 				return
 			}
@@ -37,63 +37,132 @@ func receive(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResour
 // runner drives a session over a stream.
 type runner struct {
 	server   *Server
-	stream   discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	stream   grpc.ServerStream
+	dialect  dialect
 	session  *session
 	requests <-chan request
+	changed  <-chan struct{}
 	release  func() // ends the first push
-	started  time.Time
+	log      *slog.Logger
+
+	started time.Time // when the oldest change came that is not answered for; zero: none
+	turn    *time.Timer
+	late    *time.Timer // runs during a send
+
+	pace   *rate.Limiter    // of requests that answer nothing
+	resume <-chan time.Time // requests are read again; nil: they are
+	paced  bool             // and that was said
+
+	silent  time.Time // since when the proxy has not answered; zero: it owes no answer
+	waited  bool      // too long, and that was said
+	wake    *time.Timer
+	drain   <-chan struct{}
+	leave   <-chan time.Time // the stream's time is up
+	end     <-chan time.Time // and so is what it had to finish in
+	because error
 }
 
-func (r *runner) run(first *discoveryv3.DeltaDiscoveryRequest, changed <-chan struct{}) error {
-	turn := time.NewTimer(r.server.opts.FirstPushTime)
-	defer turn.Stop()
-	var wake <-chan time.Time
+func (r *runner) run(first request) error {
+	o := &r.server.opts
+	r.turn = time.NewTimer(o.FirstPushTime)
+	defer r.turn.Stop()
+	r.wake, r.late = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
+	defer r.wake.Stop()
+	defer r.late.Stop()
+	r.pace = rate.NewLimiter(requestRate, requestBurst)
+	r.drain = r.server.drain
+	if o.MaxStreamAge > 0 {
+		r.leave, r.because = time.After(jitter(o.MaxStreamAge)), errAged
+	}
 	r.started = time.Now()
-	if err := r.session.receive(first); err != nil {
+	if err := r.dialect.take(first); err != nil {
 		return err
 	}
 	for {
 		if err := r.push(); err != nil {
 			return err
 		}
-		if at, ok := r.session.wake(); !ok {
-			wake = nil
-		} else if wake == nil {
-			wake = time.After(time.Until(at))
+		if r.end != nil && !r.owes() {
+			return r.because
 		}
-		select {
-		case in := <-r.requests:
-			if in.err != nil {
-				return ended(in.err)
-			}
-			if err := r.session.receive(in.req); err != nil {
-				return err
-			}
-		case <-changed:
-			if r.started.IsZero() {
-				r.started = time.Now()
-			}
-			r.session.refresh()
-		case <-wake:
-			wake = nil
-		case <-turn.C:
-			r.release()
-		case <-r.stream.Context().Done():
-			return ended(status.FromContextError(r.stream.Context().Err()).Err())
-		case <-r.server.drain:
-			return errDraining
+		r.setWake()
+		if err := r.await(); err != nil {
+			return err
 		}
 	}
 }
 
+// await takes in what happens next.
+func (r *runner) await() error {
+	requests := r.requests
+	if r.resume != nil {
+		requests = nil
+	}
+	select {
+	case in := <-requests:
+		return r.take(in)
+	case <-r.resume:
+		r.resume = nil
+	case <-r.changed:
+		if r.started.IsZero() {
+			r.started = time.Now()
+		}
+		r.session.refresh()
+	case <-r.wake.C:
+	case <-r.turn.C:
+		r.release()
+	case <-r.drain:
+		r.drain = nil
+		r.because = errDraining
+		r.leave = time.After(spread(r.server.opts.DrainTime))
+	case <-r.leave:
+		// What came in is finished, nothing new is begun.
+		r.leave, r.changed = nil, nil
+		r.end = time.After(r.server.opts.LeaveTime)
+	case <-r.end:
+		return r.because
+	case <-r.stream.Context().Done():
+		return ended(status.FromContextError(r.stream.Context().Err()).Err())
+	}
+	return nil
+}
+
+// take takes in a request, and leaves the next ones where they are for a while if
+// there were too many.
+func (r *runner) take(in request) error {
+	if in.err != nil {
+		return ended(in.err)
+	}
+	if err := r.dialect.take(in); err != nil {
+		return err
+	}
+	if in.answers {
+		r.silent = time.Time{}
+		return nil
+	}
+	if delay := r.pace.Reserve().Delay(); delay > 0 {
+		r.resume = time.After(delay)
+		if !r.paced {
+			r.paced = true
+			r.log.Warn("proxy sends requests faster than it may: they are taken in slowly from now on", slog.Int("perSecond", requestRate))
+		}
+	}
+	return nil
+}
+
 // push sends all that can be sent now, and reports what is settled.
 func (r *runner) push() error {
-	for resp := r.session.next(); resp != nil; resp = r.session.next() {
-		if err := r.stream.SendMsg(resp); err != nil {
-			return ended(err)
+	for m := r.dialect.next(); m != nil; m = r.dialect.next() {
+		if err := r.send(m); err != nil {
+			return err
 		}
 	}
 	r.session.settle()
+	if !r.owes() {
+		r.silent = time.Time{}
+	} else if r.silent.IsZero() {
+		r.silent = time.Now()
+	}
 	if !r.session.idle() {
 		return nil
 	}
@@ -103,4 +172,61 @@ func (r *runner) push() error {
 	}
 	r.started = time.Time{}
 	return nil
+}
+
+// send sends one message, and gives up on a peer that does not read it.
+func (r *runner) send(m any) error {
+	done := make(chan error, 1)
+	// Only the end of the handler ends a send that waits for the peer to read.
+	go func() { done <- r.stream.SendMsg(m) }()
+	r.late.Reset(r.server.opts.SendTime)
+	defer r.late.Stop()
+	for {
+		select {
+		case err := <-done:
+			return ended(err)
+		case <-r.turn.C:
+			r.release()
+		case <-r.late.C:
+			r.log.Warn("proxy does not read what it is sent: its stream is ended", slog.Duration("after", r.server.opts.SendTime))
+			return status.Errorf(codes.DeadlineExceeded, "nothing was read from the stream for %v", r.server.opts.SendTime)
+		}
+	}
+}
+
+// owes says that the proxy has not answered for something that it was sent.
+func (r *runner) owes() bool {
+	return slices.ContainsFunc(r.session.types, func(t *typeState) bool { return t.flight != nil })
+}
+
+// setWake sets the timer for what is to happen although nothing comes in.
+func (r *runner) setWake() {
+	at, ok := r.session.wake()
+	if !r.silent.IsZero() && !r.waited {
+		silence := r.silent.Add(r.server.opts.AnswerTime)
+		if !silence.After(time.Now()) {
+			r.waited = true
+			r.log.Warn("proxy does not acknowledge what it was sent: it is sent no more of the same type until it does",
+				slog.Duration("for", r.server.opts.AnswerTime))
+		} else if !ok || silence.Before(at) {
+			at, ok = silence, true
+		}
+	}
+	if !ok {
+		r.wake.Stop()
+		return
+	}
+	r.wake.Reset(time.Until(at))
+}
+
+// jitter is a time within 10 % after d, so that streams that began together don't
+// end together.
+func jitter(d time.Duration) time.Duration { return d + spread(d/10) }
+
+// spread is a random time below d.
+func spread(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return rand.N(d)
 }

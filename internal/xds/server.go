@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -24,6 +23,9 @@ type Options struct {
 	// FirstPushes is how many streams may be given their first configuration at
 	// once; by default 64.
 	FirstPushes int
+	// FirstPushQueue is how many streams may wait for that, in the order in which
+	// they came; those beyond are refused for now. By default 4096.
+	FirstPushQueue int
 	// FirstPushTime is how long a stream may take over its first configuration
 	// before another is let in beside it; by default 10 s.
 	FirstPushTime time.Duration
@@ -38,6 +40,27 @@ type Options struct {
 	// made of and the route that names it are different objects, and the one may be
 	// seen to go a moment before the other. By default 2 s; negative: not at all.
 	Linger time.Duration
+	// SendTime is how long a proxy may leave unread what it is sent before its
+	// stream is ended; by default 1 min.
+	SendTime time.Duration
+	// AnswerTime is how long a proxy may leave a response unanswered before that is
+	// logged; by default 1 min.
+	AnswerTime time.Duration
+	// MaxStreams and MaxHeap (bytes that live after a garbage collection) are the load
+	// beyond which new streams are refused with Unavailable and a RetryDelay; those
+	// that are connected stay. By default there is no limit.
+	MaxStreams int
+	MaxHeap    uint64
+	// MaxStreamAge is the age, plus up to 10 %, at which a stream is ended so that
+	// proxies spread over replicas again. A connection must be told before to go
+	// elsewhere: give ServerOptions the same. By default streams don't age.
+	MaxStreamAge time.Duration
+	// DrainTime is the time over which Shutdown spreads the ends of streams; by
+	// default they all end at once.
+	DrainTime time.Duration
+	// LeaveTime is how long a stream that is to end is left to answer for what it was
+	// sent; by default 5 s.
+	LeaveTime time.Duration
 	// Converged is called each time a proxy has answered for all that a change
 	// made it be sent, with the time that took.
 	Converged func(time.Duration)
@@ -50,7 +73,7 @@ type Server struct {
 	mesh     Mesh
 	opts     Options
 	counters counters
-	first    chan struct{} // one token a stream in its first push
+	first    turns // at a first push
 
 	mu      sync.Mutex // guards closing against streams.Add
 	closing bool
@@ -66,14 +89,25 @@ func NewServer(mesh Mesh, opts Options) *Server {
 	if opts.FirstPushes <= 0 {
 		opts.FirstPushes = 64
 	}
-	if opts.FirstPushTime <= 0 {
-		opts.FirstPushTime = 10 * time.Second
+	if opts.FirstPushQueue <= 0 {
+		opts.FirstPushQueue = 4096
 	}
 	if opts.ResponseBytes <= 0 {
 		opts.ResponseBytes = 2 << 20
 	}
-	if opts.Grace <= 0 {
-		opts.Grace = 2 * time.Second
+	for _, o := range []struct {
+		time *time.Duration
+		or   time.Duration
+	}{
+		{&opts.FirstPushTime, 10 * time.Second},
+		{&opts.Grace, 2 * time.Second},
+		{&opts.SendTime, time.Minute},
+		{&opts.AnswerTime, time.Minute},
+		{&opts.LeaveTime, 5 * time.Second},
+	} {
+		if *o.time <= 0 {
+			*o.time = o.or
+		}
 	}
 	if opts.Linger == 0 {
 		opts.Linger = 2 * time.Second
@@ -84,7 +118,7 @@ func NewServer(mesh Mesh, opts Options) *Server {
 	return &Server{
 		mesh:  mesh,
 		opts:  opts,
-		first: make(chan struct{}, opts.FirstPushes),
+		first: turns{free: opts.FirstPushes, most: opts.FirstPushQueue},
 		drain: make(chan struct{}),
 	}
 }
@@ -97,8 +131,9 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 // Counters reads what the server has done.
 func (s *Server) Counters() Counters { return s.counters.read() }
 
-// Shutdown ends all streams, so that proxies go to another replica, and waits for
-// them until ctx is done.
+// Shutdown ends all streams, so that proxies go to another replica: each at some
+// moment within DrainTime, when it has answered for what it was sent. New streams
+// are refused at once. It returns when all have ended, or with ctx's error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.closing {
@@ -120,33 +155,34 @@ func (s *Server) Shutdown(ctx context.Context) error {
 }
 
 // ServerOptions are the settings of a gRPC server for streams that live long: a
-// dead peer is noticed within keepalive and timeout, and after maxAge (0: never,
-// else ±10 %) a connection is moved on, so that proxies spread over replicas.
-// Resources are sent without being copied.
+// dead peer is noticed within keepalive and timeout. After maxAge (±10 %; 0: never)
+// a connection is told to take no more streams; those that it has end by themselves
+// with Options.MaxStreamAge, and the next goes where the balance is.
 func ServerOptions(keepaliveTime, timeout, maxAge time.Duration) []grpc.ServerOption {
 	params := keepalive.ServerParameters{Time: keepaliveTime, Timeout: timeout}
 	if maxAge > 0 {
 		params.MaxConnectionAge = maxAge
-		params.MaxConnectionAgeGrace = 10 * time.Second
+		params.MaxConnectionAgeGrace = maxAge/2 + 10*time.Second
 	}
 	return append(TransportOptions(), []grpc.ServerOption{
 		grpc.KeepaliveParams(params),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		// A reconnecting proxy lists all that it has in one request.
-		grpc.MaxRecvMsgSize(32 << 20),
+		grpc.MaxRecvMsgSize(requestBytes),
 		grpc.MaxConcurrentStreams(1000),
 	}...)
 }
 
-// StreamAggregatedResources refuses the state-of-the-world variant.
-func (s *Server) StreamAggregatedResources(discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
-	return status.Error(codes.Unimplemented, "only the delta variant of ADS is served: set api_type: DELTA_GRPC in the bootstrap's ads_config")
-}
-
-var errDraining = status.Error(codes.Unavailable, "server is shutting down: connect to another replica")
-
 // DeltaAggregatedResources serves one proxy until either side ends the stream.
 func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	return s.serve(stream, &deltaDialect{stream: stream})
+}
+
+// StreamAggregatedResources does so in the state-of-the-world variant.
+func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	return s.serve(stream, &worldDialect{stream: stream})
+}
+
+func (s *Server) serve(stream grpc.ServerStream, d dialect) error {
 	if !s.enter() {
 		return errDraining
 	}
@@ -156,59 +192,72 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 	if err != nil {
 		return err
 	}
+	log := s.opts.Log.With(slog.String("identity", peer.Identity), slog.String("address", peer.Address))
+	s.counters.streams.Add(1)
+	defer s.counters.streams.Add(-1)
+	if err := s.overloaded(); err != nil {
+		return s.shed(log, err)
+	}
 	// Tells the proxy that it is connected, however long its turn takes.
 	if err := stream.SendHeader(nil); err != nil {
 		return err
 	}
-	s.counters.streams.Add(1)
 	s.counters.total.Add(1)
-	defer s.counters.streams.Add(-1)
 
-	requests := receive(stream)
-	var req *discoveryv3.DeltaDiscoveryRequest
-	select {
-	case r := <-requests:
-		if r.err != nil {
-			return ended(r.err)
-		}
-		req = r.req
-	case <-ctx.Done():
-		return nil
-	case <-s.drain:
-		return errDraining
-	}
-	if req.GetNode().GetId() == "" {
-		return status.Error(codes.InvalidArgument, "first request of the stream names no node: set node.id in the bootstrap")
-	}
-	release, err := s.admit(ctx)
+	requests := receive(stream, d)
+	first, err := s.begin(ctx, requests)
 	if err != nil {
+		if err = ended(err); err != nil {
+			log.Warn("stream ended before its first request", slog.Any("error", err))
+		}
 		return err
 	}
-	defer release()
-	log := s.opts.Log.With(slog.String("node", req.Node.Id), slog.String("identity", peer.Identity), slog.String("address", peer.Address))
-	return s.serve(stream, peer, req.Node, req, requests, release, log)
-}
-
-func (s *Server) serve(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, peer Peer, node *corev3.Node,
-	first *discoveryv3.DeltaDiscoveryRequest, requests <-chan request, release func(), log *slog.Logger) error {
-	sub, err := s.mesh.Connect(stream.Context(), peer, node)
+	log = log.With(slog.String("node", first.node.Id))
+	sub, err := s.mesh.Connect(ctx, peer, first.node)
 	if err != nil {
 		log.Warn("proxy not admitted", slog.Any("error", err))
 		return err
 	}
 	defer sub.Close()
-	log.Info("proxy connected")
-	r := &runner{
-		server:   s,
-		stream:   stream,
-		session:  newSession(sub, log, &s.counters, s.opts.ResponseBytes, s.opts.Grace),
-		requests: requests,
-		release:  release,
+	release, err := s.admit(ctx)
+	if err != nil {
+		return s.shed(log, err)
 	}
-	r.session.linger = max(s.opts.Linger, 0)
-	err = r.run(first, sub.Changed())
+	defer release()
+	log.Info("proxy connected")
+	session := newSession(sub, log, &s.counters, s.opts.ResponseBytes, s.opts.Grace)
+	session.linger = max(s.opts.Linger, 0)
+	d.begin(session)
+	r := &runner{server: s, stream: stream, dialect: d, session: session, requests: requests, changed: sub.Changed(), release: release, log: log}
+	err = r.run(first)
 	log.Info("proxy disconnected", slog.Any("error", err))
 	return err
+}
+
+// shed counts a stream that is refused because of load.
+func (s *Server) shed(log *slog.Logger, err error) error {
+	if status.Code(err) == codes.Unavailable && !errors.Is(err, errDraining) {
+		s.counters.shed.Add(1)
+		log.Warn("stream refused", slog.Any("error", err))
+	}
+	return err
+}
+
+// begin waits for a stream's first request, which says who the proxy is.
+func (s *Server) begin(ctx context.Context, requests <-chan request) (request, error) {
+	ctx, cancel := context.WithTimeout(ctx, firstRequest)
+	defer cancel()
+	select {
+	case r := <-requests:
+		if r.err == nil && r.node.GetId() == "" {
+			r.err = status.Error(codes.InvalidArgument, "first request of the stream names no node: set node.id in the bootstrap")
+		}
+		return r, r.err
+	case <-ctx.Done():
+		return request{}, status.FromContextError(ctx.Err()).Err()
+	case <-s.drain:
+		return request{}, errDraining
+	}
 }
 
 // enter counts a stream, unless the server is shutting down.
@@ -226,14 +275,11 @@ func (s *Server) enter() bool {
 func (s *Server) admit(ctx context.Context) (release func(), err error) {
 	s.counters.waiting.Add(1)
 	defer s.counters.waiting.Add(-1)
-	select {
-	case s.first <- struct{}{}:
-	case <-ctx.Done():
-		return nil, status.FromContextError(ctx.Err()).Err()
-	case <-s.drain:
-		return nil, errDraining
+	release, err = s.first.wait(ctx, s.drain)
+	if errors.Is(err, errQueueFull) {
+		return nil, unavailable("%d proxies wait for their first configuration already: connect to another replica, or retry", s.opts.FirstPushQueue)
 	}
-	return sync.OnceFunc(func() { <-s.first }), nil
+	return release, err
 }
 
 // ended turns the proxy's closing of the stream into success.

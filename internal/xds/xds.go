@@ -1,5 +1,6 @@
-// Package xds serves the delta variant of Envoy's aggregated discovery service
-// (ADS). It knows names, versions and bytes, and nothing of what they mean: it
+// Package xds serves Envoy's aggregated discovery service (ADS): the delta variant,
+// and for clients that know no other (gRPC, Istio's agents) the state-of-the-world
+// variant, which is translated to it. It knows names, versions and bytes, and nothing of what they mean: it
 // imports neither ir nor model, so that both ends use it: isthmusd, whose Mesh
 // is the compiler of internal/resolve, and isthmus-agent, whose Mesh is its
 // cache on disk.

@@ -33,7 +33,7 @@ node: {id: "sidecar~127.0.0.1~a.ns~ns.svc.cluster.local", cluster: a.ns, metadat
 admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}
 dynamic_resources:
   ads_config:
-    api_type: DELTA_GRPC
+    api_type: %s
     transport_api_version: V3
     set_node_on_first_message_only: true
     grpc_services: [{envoy_grpc: {cluster_name: xds-grpc}}]
@@ -53,10 +53,21 @@ static_resources:
 // StartEnvoy runs Envoy until the end of the test, or Stop.
 func StartEnvoy(t testing.TB, socket string) *Envoy {
 	t.Helper()
+	return start(t, socket, "DELTA_GRPC")
+}
+
+// StartClassicEnvoy is StartEnvoy in the state-of-the-world variant.
+func StartClassicEnvoy(t testing.TB, socket string) *Envoy {
+	t.Helper()
+	return start(t, socket, "GRPC")
+}
+
+func start(t testing.TB, socket, apiType string) *Envoy {
+	t.Helper()
 	dir := t.TempDir()
 	e := &Envoy{t: t, log: filepath.Join(dir, "log"), ended: make(chan struct{})}
 	config, admin := filepath.Join(dir, "envoy.yaml"), filepath.Join(dir, "admin")
-	if err := os.WriteFile(config, fmt.Appendf(nil, bootstrap, socket), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, bootstrap, apiType, socket), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	log, err := os.Create(e.log)
