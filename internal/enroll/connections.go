@@ -2,15 +2,14 @@ package enroll
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"sync"
 	"time"
 
 	"istio.io/api/annotation"
 	networking "istio.io/client-go/pkg/apis/networking/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"isthmus.dev/internal/enroll/member"
 	"isthmus.dev/internal/model"
 )
 
@@ -123,11 +122,8 @@ func (s *Service) recordConnection(ctx context.Context, k model.WorkloadKey) err
 	if !ok {
 		return nil
 	}
-	cached, err := s.Entries.WorkloadEntries(k.Namespace).Get(k.Instance)
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("look up WorkloadEntry %s/%s: %w", k.Namespace, k.Instance, err)
-	}
-	if err == nil && joined(cached) && cached.Spec.ServiceAccount == k.ServiceAccount {
+	m := s.Entries.Member(model.Key{Namespace: k.Namespace, Name: k.Instance})
+	if m != nil && m.ServiceAccount == k.ServiceAccount {
 		if err := s.writeConnection(ctx, k, conn); err != nil {
 			return err
 		}
@@ -149,13 +145,13 @@ func (s *Service) writeConnection(ctx context.Context, k model.WorkloadKey, conn
 			if e.Annotations[controller] != s.Replica || !connected(e) {
 				return false, nil
 			}
-			e.Annotations[lost] = conn.ended.UTC().Format(timeFormat)
+			e.Annotations[lost] = conn.ended.UTC().Format(member.TimeFormat)
 			return true, nil
 		}
-		if s.recorded(e, conn) {
+		if m := memberOf(e); m == nil || s.recorded(m, conn) {
 			return false, nil
 		}
-		e.Annotations[controller], e.Annotations[at] = s.Replica, conn.since.UTC().Format(timeFormat)
+		e.Annotations[controller], e.Annotations[at] = s.Replica, conn.since.UTC().Format(member.TimeFormat)
 		delete(e.Annotations, lost)
 		return true, nil
 	})

@@ -15,13 +15,13 @@ package enroll
 import (
 	"context"
 	"errors"
+	"iter"
 	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	istio "istio.io/client-go/pkg/clientset/versioned"
-	networkinglisters "istio.io/client-go/pkg/listers/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/workqueue"
@@ -30,6 +30,7 @@ import (
 	"isthmus.dev/internal/attest"
 	"isthmus.dev/internal/attest/token/jointoken"
 	"isthmus.dev/internal/ca"
+	"isthmus.dev/internal/enroll/member"
 	"isthmus.dev/internal/model"
 )
 
@@ -45,6 +46,15 @@ type Acknowledgements interface {
 type Replicas interface {
 	// Alive gives the names of those that run.
 	Alive(ctx context.Context) (map[string]bool, error)
+}
+
+// Entries knows the machines that joined from memory, so it may be a moment behind.
+// *kube.Source is one.
+type Entries interface {
+	// Member gives one; nil where there is none.
+	Member(model.Key) *member.Member
+	// Members gives all.
+	Members() iter.Seq[*member.Member]
 }
 
 // Config of a Service.
@@ -85,7 +95,7 @@ type Dependencies struct {
 	Kube             kubernetes.Interface
 	Istio            istio.Interface
 	Tokens           *jointoken.Store
-	Entries          networkinglisters.WorkloadEntryLister // of an informer, for reads in bulk
+	Entries          Entries
 	Signer           ca.Signer
 	JoinTokens       attest.Attestor
 	KubernetesTokens attest.Attestor

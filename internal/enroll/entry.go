@@ -15,14 +15,13 @@ import (
 	agentv1 "isthmus.dev/api/agent/v1"
 	"isthmus.dev/api/v1alpha1"
 	"isthmus.dev/internal/attest"
+	"isthmus.dev/internal/enroll/member"
+	"isthmus.dev/internal/model"
 )
 
 // healthChecked is Istio's annotation of an entry that gets no requests until its
 // condition Healthy is True. Ours all have one.
 const healthChecked = "proxy.istio.io/health-checks-enabled"
-
-// timeFormat of Istio's annotations.
-const timeFormat = time.RFC3339Nano
 
 const (
 	conditionTrue    = "True"
@@ -105,26 +104,16 @@ func joined(e *networking.WorkloadEntry) bool {
 	return e.Annotations[v1alpha1.AnnotationMembership] != ""
 }
 
-// connectedAt gives when the machine's proxy connected last; false: never.
-func connectedAt(e *networking.WorkloadEntry) (time.Time, bool) {
-	return annotatedTime(e, annotation.IoIstioConnectedAt.Name)
-}
-
-// disconnectedAt gives when contact was lost; false: it was not.
-func disconnectedAt(e *networking.WorkloadEntry) (time.Time, bool) {
-	return annotatedTime(e, annotation.IoIstioDisconnectedAt.Name)
-}
-
-func annotatedTime(e *networking.WorkloadEntry, name string) (time.Time, bool) {
-	t, err := time.Parse(timeFormat, e.Annotations[name])
-	return t, err == nil
+// memberOf is what the source makes of an entry.
+func memberOf(e *networking.WorkloadEntry) *member.Member {
+	return member.Of(model.Key{Namespace: e.Namespace, Name: e.Name}, e.Spec.ServiceAccount, e.Annotations,
+		condition(e, v1alpha1.ConditionHealthy).GetReason(), e.CreationTimestamp.Time)
 }
 
 // connected tells whether some replica had contact when it wrote last.
 func connected(e *networking.WorkloadEntry) bool {
-	_, once := connectedAt(e)
-	_, lost := disconnectedAt(e)
-	return once && !lost
+	m := memberOf(e)
+	return m != nil && m.InContact()
 }
 
 func condition(e *networking.WorkloadEntry, kind string) *metav1alpha1.IstioCondition {
@@ -179,7 +168,7 @@ func health(e *networking.WorkloadEntry) finding {
 	if h := condition(e, v1alpha1.ConditionHealthy); h.GetReason() == v1alpha1.ReasonLostContact && !connected(e) {
 		return finding{conditionFalse, v1alpha1.ReasonLostContact, h.GetMessage()}
 	}
-	if _, once := connectedAt(e); !once {
+	if m := memberOf(e); m == nil || m.Connected.IsZero() {
 		return joining
 	}
 	switch p := condition(e, v1alpha1.ConditionProbed); {

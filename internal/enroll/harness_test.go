@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -20,7 +21,6 @@ import (
 	"google.golang.org/grpc/credentials"
 	networking "istio.io/client-go/pkg/apis/networking/v1"
 	istiofake "istio.io/client-go/pkg/clientset/versioned/fake"
-	networkinglisters "istio.io/client-go/pkg/listers/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -41,6 +41,7 @@ import (
 	"isthmus.dev/internal/attest/token/jointoken"
 	"isthmus.dev/internal/ca"
 	"isthmus.dev/internal/enroll/invite"
+	"isthmus.dev/internal/enroll/member"
 	"isthmus.dev/internal/model"
 )
 
@@ -246,9 +247,29 @@ func newMesh(t *testing.T, objects ...runtime.Object) *mesh {
 	return m
 }
 
-// inform keeps a lister of WorkloadEntries. It returns when the watch is on: what
+// entries are those that an informer holds.
+type entries struct{ cache.Store }
+
+func (e entries) Member(k model.Key) *member.Member {
+	if o, ok, err := e.GetByKey(k.String()); ok && err == nil {
+		return memberOf(o.(*networking.WorkloadEntry))
+	}
+	return nil
+}
+
+func (e entries) Members() iter.Seq[*member.Member] {
+	return func(yield func(*member.Member) bool) {
+		for _, o := range e.List() {
+			if m := memberOf(o.(*networking.WorkloadEntry)); m != nil && !yield(m) {
+				return
+			}
+		}
+	}
+}
+
+// inform keeps the WorkloadEntries. It returns when the watch is on: what
 // happens between list and watch a fake clientset would not tell.
-func (m *mesh) inform() networkinglisters.WorkloadEntryLister {
+func (m *mesh) inform() entries {
 	m.t.Helper()
 	client := m.istio.NetworkingV1().WorkloadEntries("")
 	watching := make(chan struct{})
@@ -272,7 +293,7 @@ func (m *mesh) inform() networkinglisters.WorkloadEntryLister {
 	if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
 		m.t.Fatal("informer never synced")
 	}
-	return networkinglisters.NewWorkloadEntryLister(informer.GetIndexer())
+	return entries{informer.GetStore()}
 }
 
 func (m *mesh) serve(signer ca.Signer) {
@@ -423,8 +444,8 @@ func (m *mesh) eventually(what string, f func() bool) {
 func (m *mesh) cached(name string) {
 	m.t.Helper()
 	m.eventually("informer shows "+name, func() bool {
-		e, err := m.Entries.WorkloadEntries("shop").Get(name)
-		return err == nil && e.ResourceVersion == m.entryOf(name).ResourceVersion
+		o, ok, err := m.Entries.(entries).GetByKey("shop/" + name)
+		return ok && err == nil && o.(*networking.WorkloadEntry).ResourceVersion == m.entryOf(name).ResourceVersion
 	})
 }
 

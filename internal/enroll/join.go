@@ -14,6 +14,7 @@ import (
 	"isthmus.dev/api/v1alpha1"
 	"isthmus.dev/internal/attest"
 	"isthmus.dev/internal/ca"
+	"isthmus.dev/internal/enroll/member"
 )
 
 // Join gives a workload its first certificate: evidence, claims, membership,
@@ -136,13 +137,13 @@ func mayTake(e *networking.WorkloadEntry, c *attest.Claims) error {
 		return attest.Refuse(codes.AlreadyExists, "NAME_TAKEN", fmt.Sprintf("a WorkloadEntry %s/%s %s", e.Namespace, e.Name, cause),
 			fmt.Sprintf("invite under another name, or first: isthmus vm remove %s -n %s", e.Name, e.Namespace))
 	}
-	switch at, _ := connectedAt(e); {
-	case !joined(e):
+	switch m := memberOf(e); {
+	case m == nil:
 		return taken("exists that no joining machine made")
 	case e.Spec.ServiceAccount != c.ServiceAccount:
 		return taken(fmt.Sprintf("exists with another identity (service account %s)", e.Spec.ServiceAccount))
-	case connected(e):
-		return taken("is connected since " + at.UTC().Format(timeFormat))
+	case m.InContact():
+		return taken("is connected since " + m.Connected.UTC().Format(member.TimeFormat))
 	}
 	return nil
 }

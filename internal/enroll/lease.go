@@ -3,14 +3,15 @@ package enroll
 import (
 	"context"
 	"fmt"
+	"iter"
 	"sync"
 	"time"
 
 	"istio.io/api/annotation"
 	networking "istio.io/client-go/pkg/apis/networking/v1"
-	"k8s.io/apimachinery/pkg/labels"
 
 	"isthmus.dev/api/v1alpha1"
+	"isthmus.dev/internal/enroll/member"
 	"isthmus.dev/internal/model"
 )
 
@@ -63,18 +64,15 @@ func (s *Service) lead(ctx context.Context) {
 // show: the informer was behind when the proxy connected, or the write failed.
 func (s *Service) requeueUnrecorded() {
 	for k, conn := range s.connections.all() {
-		e, err := s.Entries.WorkloadEntries(k.Namespace).Get(k.Instance)
-		if err != nil || !joined(e) || s.recorded(e, conn) {
-			continue
+		if m := s.Entries.Member(model.Key{Namespace: k.Namespace, Name: k.Instance}); m != nil && !s.recorded(m, conn) {
+			s.queue.Add(k)
 		}
-		s.queue.Add(k)
 	}
 }
 
 // recorded tells whether an entry shows a connection of this replica.
-func (s *Service) recorded(e *networking.WorkloadEntry, conn connection) bool {
-	return conn.streams > 0 && connected(e) && e.Annotations[annotation.IoIstioWorkloadController.Name] == s.Replica &&
-		e.Annotations[annotation.IoIstioConnectedAt.Name] == conn.since.UTC().Format(timeFormat)
+func (s *Service) recorded(m *member.Member, conn connection) bool {
+	return conn.streams > 0 && m.InContact() && m.Controller == s.Replica && m.Connected.Equal(conn.since)
 }
 
 // term is what a leader has seen since it became one.
@@ -92,17 +90,10 @@ func (s *Service) sweep(ctx context.Context, t *term) error {
 	if err != nil {
 		return fmt.Errorf("which replicas run: %w", err)
 	}
-	entries, err := s.Entries.List(labels.Everything())
-	if err != nil {
-		return fmt.Errorf("list WorkloadEntries: %w", err)
-	}
-	t.observe(entries, alive, s.Now())
-	for _, e := range entries {
-		if !joined(e) {
-			continue
-		}
-		if err := s.check(ctx, t, e); err != nil {
-			s.Log.Error("lease not checked", "namespace", e.Namespace, "instance", e.Name, "err", err)
+	t.observe(s.Entries.Members(), alive, s.Now())
+	for m := range s.Entries.Members() {
+		if err := s.check(ctx, t, m); err != nil {
+			s.Log.Error("lease not checked", "namespace", m.Key.Namespace, "instance", m.Key.Name, "err", err)
 		}
 	}
 	if s.Now().Sub(t.tokensSwept) >= tokenCleanup {
@@ -113,10 +104,10 @@ func (s *Service) sweep(ctx context.Context, t *term) error {
 }
 
 // observe notes which of the replicas that entries name do not run.
-func (t *term) observe(entries []*networking.WorkloadEntry, alive map[string]bool, now time.Time) {
+func (t *term) observe(members iter.Seq[*member.Member], alive map[string]bool, now time.Time) {
 	dead := map[string]time.Time{}
-	for _, e := range entries {
-		name := e.Annotations[annotation.IoIstioWorkloadController.Name]
+	for m := range members {
+		name := m.Controller
 		if name == "" || alive[name] {
 			continue
 		}
@@ -128,85 +119,86 @@ func (t *term) observe(entries []*networking.WorkloadEntry, alive map[string]boo
 	t.dead = dead
 }
 
-func (s *Service) check(ctx context.Context, t *term, e *networking.WorkloadEntry) error {
-	if s.overdue(t, e) && !notedAsLost(e) {
-		return s.markLost(ctx, t, e)
+func (s *Service) check(ctx context.Context, t *term, m *member.Member) error {
+	if s.overdue(t, m) && !notedAsLost(m) {
+		return s.markLost(ctx, t, m.Key)
 	}
-	if !s.forgettable(e) {
+	if !s.forgettable(m) {
 		return nil
 	}
-	now, err := s.entry(ctx, e.Namespace, e.Name)
-	if err != nil || now == nil || !joined(now) || !s.forgettable(now) {
+	now, err := s.entry(ctx, m.Key.Namespace, m.Key.Name)
+	if err != nil || now == nil {
 		return err
 	}
+	if m = memberOf(now); m == nil || !s.forgettable(m) {
+		return nil
+	}
 	s.Log.Info("workload forgotten", "namespace", now.Namespace, "instance", now.Name)
-	return s.forget(ctx, now.Namespace, now.Name, now.Spec.ServiceAccount, now.Annotations[v1alpha1.AnnotationMembership])
+	return s.forget(ctx, now.Namespace, now.Name, m.ServiceAccount, m.UID)
 }
 
-func (s *Service) forgettable(e *networking.WorkloadEntry) bool {
-	since, away := awaySince(e)
-	return away && s.Now().Sub(since) > s.ForgetAfter && !s.inTouch(e)
+func (s *Service) forgettable(m *member.Member) bool {
+	since, away := awaySince(m)
+	return away && s.Now().Sub(since) > s.ForgetAfter && !s.inTouch(m)
 }
 
 // lostSince tells since when no replica has contact with a machine that had
 // connected.
-func (s *Service) lostSince(t *term, e *networking.WorkloadEntry) (time.Time, bool) {
-	if _, once := connectedAt(e); !once || s.inTouch(e) {
+func (s *Service) lostSince(t *term, m *member.Member) (time.Time, bool) {
+	if m.Connected.IsZero() || s.inTouch(m) {
 		return time.Time{}, false
 	}
-	if at, noted := disconnectedAt(e); noted {
-		return at, true
+	if !m.Disconnected.IsZero() {
+		return m.Disconnected, true
 	}
 	// The replica that had it did not say that it lost it.
-	controller := e.Annotations[annotation.IoIstioWorkloadController.Name]
-	if controller == s.Replica {
+	if m.Controller == s.Replica {
 		return t.start, true // a life of this replica before this one
 	}
-	at, dead := t.dead[controller]
+	at, dead := t.dead[m.Controller]
 	return at, dead
 }
 
 // overdue tells whether the lease ran out.
-func (s *Service) overdue(t *term, e *networking.WorkloadEntry) bool {
-	since, lost := s.lostSince(t, e)
+func (s *Service) overdue(t *term, m *member.Member) bool {
+	since, lost := s.lostSince(t, m)
 	now := s.Now()
 	return lost && now.Sub(since) > s.Grace && now.Sub(t.start) > s.StartGrace
 }
 
 // inTouch tells whether this replica has a stream of the machine's proxy, or has
 // not written yet that it ended.
-func (s *Service) inTouch(e *networking.WorkloadEntry) bool {
-	_, ok := s.connections.get(model.WorkloadKey{Namespace: e.Namespace, ServiceAccount: e.Spec.ServiceAccount, Instance: e.Name})
+func (s *Service) inTouch(m *member.Member) bool {
+	_, ok := s.connections.get(model.WorkloadKey{Namespace: m.Key.Namespace, ServiceAccount: m.ServiceAccount, Instance: m.Key.Name})
 	return ok
 }
 
 // notedAsLost tells whether the entry is out of rotation for good already.
-func notedAsLost(e *networking.WorkloadEntry) bool {
-	_, away := disconnectedAt(e)
-	reason := condition(e, v1alpha1.ConditionHealthy).GetReason()
-	return away && (reason == v1alpha1.ReasonLostContact || reason == v1alpha1.ReasonLeaving)
+func notedAsLost(m *member.Member) bool {
+	return !m.Disconnected.IsZero() && (m.Healthy == v1alpha1.ReasonLostContact || m.Healthy == v1alpha1.ReasonLeaving)
 }
 
 // awaySince gives when a machine was last heard of, if it is not connected.
-func awaySince(e *networking.WorkloadEntry) (time.Time, bool) {
-	if at, lost := disconnectedAt(e); lost {
-		return at, true
-	}
-	if _, once := connectedAt(e); !once {
-		return e.CreationTimestamp.Time, true
+func awaySince(m *member.Member) (time.Time, bool) {
+	switch {
+	case !m.Disconnected.IsZero():
+		return m.Disconnected, true
+	case m.Connected.IsZero():
+		return m.Created, true
 	}
 	return time.Time{}, false
 }
 
 // markLost takes a machine out of rotation. It judges the entry as it is now: the
 // one that the sweep saw may be a moment old.
-func (s *Service) markLost(ctx context.Context, t *term, seen *networking.WorkloadEntry) error {
+func (s *Service) markLost(ctx context.Context, t *term, seen model.Key) error {
 	_, err := s.changeEntry(ctx, seen.Namespace, seen.Name, func(e *networking.WorkloadEntry) (bool, error) {
-		if _, noted := disconnectedAt(e); noted || !s.overdue(t, e) {
+		m := memberOf(e)
+		if m == nil || !m.Disconnected.IsZero() || !s.overdue(t, m) {
 			return false, nil
 		}
-		since, _ := s.lostSince(t, e)
-		e.Annotations[annotation.IoIstioDisconnectedAt.Name] = since.UTC().Format(timeFormat)
+		since, _ := s.lostSince(t, m)
+		e.Annotations[annotation.IoIstioDisconnectedAt.Name] = since.UTC().Format(member.TimeFormat)
 		return true, nil
 	})
 	if err != nil {
@@ -214,11 +206,11 @@ func (s *Service) markLost(ctx context.Context, t *term, seen *networking.Worklo
 	}
 	written := false
 	_, err = s.changeStatus(ctx, seen.Namespace, seen.Name, func(e *networking.WorkloadEntry) (bool, error) {
-		at, noted := disconnectedAt(e)
-		if !noted || !s.overdue(t, e) || notedAsLost(e) {
+		m := memberOf(e)
+		if m == nil || m.Disconnected.IsZero() || !s.overdue(t, m) || notedAsLost(m) {
 			return false, nil
 		}
-		written = setCondition(e, v1alpha1.ConditionHealthy, lost(at), s.Now())
+		written = setCondition(e, v1alpha1.ConditionHealthy, lost(m.Disconnected), s.Now())
 		return written, nil
 	})
 	if err == nil && written {

@@ -12,6 +12,7 @@ import (
 	agentv1 "isthmus.dev/api/agent/v1"
 	"isthmus.dev/api/v1alpha1"
 	"isthmus.dev/internal/attest"
+	"isthmus.dev/internal/enroll/member"
 	"isthmus.dev/internal/model"
 )
 
@@ -69,7 +70,7 @@ func (s *Service) markLeaving(ctx context.Context, p *attest.Peer) error {
 		if e.Annotations[v1alpha1.AnnotationLeaving] != "" {
 			return false, nil
 		}
-		e.Annotations[v1alpha1.AnnotationLeaving] = s.Now().UTC().Format(timeFormat)
+		e.Annotations[v1alpha1.AnnotationLeaving] = s.Now().UTC().Format(member.TimeFormat)
 		return true, nil
 	})
 	if err == nil && e != nil {

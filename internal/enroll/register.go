@@ -12,6 +12,7 @@ import (
 	"isthmus.dev/api/v1alpha1"
 	"isthmus.dev/internal/attest"
 	"isthmus.dev/internal/attest/token/jointoken"
+	"isthmus.dev/internal/model"
 )
 
 // Register makes or revives the WorkloadEntry of a machine at each start of its
@@ -117,8 +118,7 @@ func (s *Service) revive(ctx context.Context, e *networking.WorkloadEntry, admit
 		changed := expectProbe(e, group, s.Now())
 		if condition(e, v1alpha1.ConditionHealthy).GetReason() == v1alpha1.ReasonLeaving {
 			// Back in rotation only with contact: at once where a proxy still has it.
-			at, _ := disconnectedAt(e)
-			changed = setCondition(e, v1alpha1.ConditionHealthy, lost(at), s.Now()) || changed
+			changed = setCondition(e, v1alpha1.ConditionHealthy, lost(memberOf(e).Disconnected), s.Now()) || changed
 		}
 		return s.derive(e) || changed, nil
 	})
@@ -141,8 +141,7 @@ func (s *Service) MayRenew(ctx context.Context, p *attest.Peer) error {
 		_, err := s.pod(ctx, p.Namespace, p.ServiceAccount, p.Instance.Name, p.Instance.UID)
 		return err
 	case attest.VirtualMachine:
-		e, err := s.Entries.WorkloadEntries(p.Namespace).Get(p.Instance.Name)
-		if err == nil && owns(p, e) == nil {
+		if m := s.Entries.Member(model.Key{Namespace: p.Namespace, Name: p.Instance.Name}); m != nil && m.UID == p.Instance.UID && m.ServiceAccount == p.ServiceAccount {
 			return nil
 		}
 		admitted, err := s.admission(ctx, p.Namespace, p.Instance.Name, p.Instance.UID)

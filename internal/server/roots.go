@@ -4,8 +4,6 @@ import (
 	"context"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 
 	"isthmus.dev/internal/ca"
@@ -18,17 +16,7 @@ const reloadPeriod = time.Minute
 // and the authority as its Secret says.
 func (s *server) distributeRoots(ctx context.Context) error {
 	queue := workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[string]())
-	namespaces := s.source.Namespaces()
-	_, err := namespaces.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(o any) {
-			if ns, ok := o.(*corev1.Namespace); ok {
-				queue.Add(ns.Name)
-			}
-		},
-	})
-	if err != nil {
-		return err
-	}
+	s.source.OnNamespace(queue.Add)
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
@@ -53,7 +41,7 @@ func (s *server) distributeRoots(ctx context.Context) error {
 		if !changed {
 			continue
 		}
-		for _, name := range namespaces.GetStore().ListKeys() {
+		for _, name := range s.source.Namespaces() {
 			queue.Add(name)
 		}
 		if s.replica.leads() {

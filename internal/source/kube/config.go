@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"fmt"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -16,21 +17,17 @@ import (
 	"isthmus.dev/internal/store"
 )
 
-// istioView is what all of Istio's kinds have in common.
+// istioView is what most of Istio's kinds have in common.
 type istioView struct {
-	meta       *metav1.ObjectMeta
+	generation int64
 	conditions []*metav1alpha1.IstioCondition
 	observed   int64
 }
 
-// istioObject finds an object of Istio's kinds in the caches.
-func (s *Source) istioObject(r ref) (istioView, bool) {
-	obj, ok := get[any](s, r)
-	if !ok {
-		return istioView{}, false
-	}
+// istioObject looks at an object of Istio's kinds.
+func istioObject(obj any) (istioView, bool) {
 	view := func(m *metav1.ObjectMeta, st *metav1alpha1.IstioStatus) (istioView, bool) {
-		return istioView{m, st.GetConditions(), st.GetObservedGeneration()}, true
+		return istioView{m.Generation, st.GetConditions(), st.GetObservedGeneration()}, true
 	}
 	switch o := obj.(type) {
 	case *networkingv1.VirtualService:
@@ -38,9 +35,7 @@ func (s *Source) istioObject(r ref) (istioView, bool) {
 	case *networkingv1.DestinationRule:
 		return view(&o.ObjectMeta, &o.Status)
 	case *networkingv1.ServiceEntry:
-		return istioView{&o.ObjectMeta, o.Status.GetConditions(), o.Status.GetObservedGeneration()}, true
-	case *networkingv1.WorkloadEntry:
-		return view(&o.ObjectMeta, &o.Status)
+		return istioView{o.Generation, o.Status.GetConditions(), o.Status.GetObservedGeneration()}, true
 	case *networkingv1.WorkloadGroup:
 		return view(&o.ObjectMeta, &o.Status)
 	case *securityv1.PeerAuthentication:
@@ -61,31 +56,48 @@ func acceptance(problems []string) status.Condition {
 	}
 }
 
-// report gives an object's conditions to the reporter. A WorkloadEntry that is
-// fine is not told so, unless it was told otherwise before: there is one for
-// every virtual machine, and each status would be a write.
+// support is the condition for fields without effect.
+func support(unsupported []string) status.Condition {
+	if len(unsupported) == 0 {
+		return status.Condition{Type: status.Supported}
+	}
+	return status.Condition{
+		Type: status.Supported, Status: metav1.ConditionFalse, Reason: status.ReasonUnsupportedFields,
+		Message: "no effect in this version: " + strings.Join(unsupported, "; "),
+	}
+}
+
+// report gives an object's conditions to the reporter.
 func (s *Source) report(r ref, accepted status.Condition, unsupported []string) {
-	o, ok := s.istioObject(r)
+	i, _ := s.feeds[r.kind].get(r.key)
+	if o, ok := istioObject(i.object); ok {
+		s.cfg.Reporter.Report(r.kind, r.key, o.generation, []status.Condition{accepted, support(unsupported)})
+	}
+}
+
+// undecodable tells whether an object is there but cannot be read, and reports it.
+// Its last valid row stays.
+func (s *Source) undecodable(r ref) bool {
+	bad, ok := get[*undecodable](s, r)
 	if !ok {
-		return
+		return false
 	}
-	supported := status.Condition{Type: status.Supported}
-	if len(unsupported) > 0 {
-		supported = status.Condition{
-			Type: status.Supported, Status: metav1.ConditionFalse, Reason: status.ReasonUnsupportedFields,
-			Message: "no effect in this version: " + strings.Join(unsupported, "; "),
-		}
-	}
-	if r.kind == status.WorkloadEntry && accepted.Status == metav1.ConditionTrue {
-		if (status.Object{Conditions: o.conditions}).Condition(status.Accepted) == nil {
-			accepted = status.Condition{Type: status.Accepted}
-		}
-	}
-	s.cfg.Reporter.Report(r.kind, r.key, o.meta.Generation, []status.Condition{accepted, supported})
+	s.cfg.Log.Warn("object cannot be decoded, its last valid version stays in effect", "kind", string(r.kind), "object", r.key.String(), "error", bad.err)
+	s.cfg.Reporter.Report(r.kind, r.key, bad.generation, []status.Condition{
+		acceptance([]string{fmt.Sprintf("cannot be decoded: %v; the last valid version stays in effect", bad.err)}),
+	})
+	return true
 }
 
 // syncConfig writes the objects that are rows as they are.
 func (s *Source) syncConfig(b *store.Batch, r ref) {
+	if r.kind == status.AuthorizationPolicy {
+		s.syncPolicy(b, r)
+		return
+	}
+	if s.undecodable(r) {
+		return
+	}
 	switch r.kind {
 	case status.VirtualService:
 		if o, ok := get[*networkingv1.VirtualService](s, r); ok {
@@ -105,8 +117,6 @@ func (s *Source) syncConfig(b *store.Batch, r ref) {
 		} else {
 			deleteConfig(s, b, store.PeerAuthentications, r)
 		}
-	case status.AuthorizationPolicy:
-		s.syncPolicy(b, r)
 	}
 }
 
@@ -135,6 +145,15 @@ func configRow[S proto.Message](key model.Key, meta *metav1.ObjectMeta, spec S) 
 // has never seen valid, the valid rules are in effect: with none at all an ALLOW
 // policy would open what it was written to close.
 func (s *Source) syncPolicy(b *store.Batch, r ref) {
+	if s.undecodable(r) {
+		bad, _ := get[*undecodable](s, r)
+		if policy, ok := bad.rest.(*securityv1.AuthorizationPolicy); ok && !s.policies[r.key] {
+			if spec := validRules(&policy.Spec); spec != nil {
+				store.Put(b, store.AuthorizationPolicies, r.key, configRow(r.key, &policy.ObjectMeta, spec))
+			}
+		}
+		return
+	}
 	policy, ok := get[*securityv1.AuthorizationPolicy](s, r)
 	if !ok {
 		delete(s.policies, r.key)

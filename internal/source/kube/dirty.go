@@ -1,12 +1,6 @@
 package kube
 
-import (
-	"sync"
-
-	"k8s.io/client-go/tools/cache"
-
-	"isthmus.dev/internal/status"
-)
+import "sync"
 
 // dirty is the set of objects that changed since it was last taken.
 type dirty struct {
@@ -20,9 +14,17 @@ func newDirty() *dirty {
 	return &dirty{wake: make(chan struct{}, 1), set: map[ref]struct{}{}}
 }
 
-func (d *dirty) add(r ref) {
+func (d *dirty) add(refs ...ref) {
+	if len(refs) == 0 {
+		return
+	}
 	d.mu.Lock()
-	d.set[r] = struct{}{}
+	if len(d.set) == 0 {
+		d.set = make(map[ref]struct{}, len(refs))
+	}
+	for _, r := range refs {
+		d.set[r] = struct{}{}
+	}
 	d.mu.Unlock()
 	select {
 	case d.wake <- struct{}{}:
@@ -37,19 +39,4 @@ func (d *dirty) take() map[ref]struct{} {
 	taken := d.set
 	d.set = map[ref]struct{}{}
 	return taken
-}
-
-// handler notes the objects of one kind.
-func (d *dirty) handler(kind status.Kind) cache.ResourceEventHandler {
-	note := func(obj any) {
-		key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj)
-		if err != nil {
-			return // not an object
-		}
-		d.add(parseKey(kind, key))
-	}
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc: note, DeleteFunc: note,
-		UpdateFunc: func(_, after any) { note(after) },
-	}
 }

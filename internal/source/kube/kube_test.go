@@ -2,36 +2,26 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	istiofake "istio.io/client-go/pkg/clientset/versioned/fake"
-	istioscheme "istio.io/client-go/pkg/clientset/versioned/scheme"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/features"
-	featurestesting "k8s.io/client-go/features/testing"
-	"k8s.io/client-go/kubernetes/fake"
-	"k8s.io/client-go/kubernetes/scheme"
-	clienttesting "k8s.io/client-go/testing"
+	istio "istio.io/client-go/pkg/clientset/versioned"
+	"k8s.io/client-go/kubernetes"
 
+	"isthmus.dev/internal/kubeapi/stub"
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/status"
 	"isthmus.dev/internal/store"
 )
 
-// mesh is a Source on fake API servers, with a real store behind it.
+// mesh is a Source on a stub API, with a real store behind it.
 type mesh struct {
 	t      *testing.T
-	kube   *fake.Clientset
-	istio  *istiofake.Clientset
+	api    *stub.Server
 	source *Source
 	store  *store.Store
 
@@ -72,46 +62,29 @@ func (m *mesh) condition(kind status.Kind, name, typ string) status.Condition {
 	return m.conditions[ref{kind, model.Key{Namespace: "shop", Name: name}}][typ]
 }
 
-// decode reads YAML documents into typed objects of both API groups.
-func decode(t *testing.T, text string) (kubeObjects, istioObjects []runtime.Object) {
-	t.Helper()
-	for doc := range strings.SplitSeq(text, "\n---\n") {
-		if strings.TrimSpace(doc) == "" {
-			continue
-		}
-		if o, _, err := scheme.Codecs.UniversalDeserializer().Decode([]byte(doc), nil, nil); err == nil {
-			kubeObjects = append(kubeObjects, o)
-			continue
-		}
-		o, _, err := istioscheme.Codecs.UniversalDeserializer().Decode([]byte(doc), nil, nil)
-		if err != nil {
-			t.Fatalf("%v in:\n%s", err, doc)
-		}
-		istioObjects = append(istioObjects, o)
-	}
-	return kubeObjects, istioObjects
-}
-
 // start runs a source over the objects until the test ends.
 func start(t *testing.T, text string) *mesh {
 	t.Helper()
-	// Istio's fake does not know of lists that are sent as watches.
-	featurestesting.SetFeatureDuringTest(t, features.WatchListClient, false)
-	k, i := decode(t, text)
-	m := &mesh{
-		t: t, kube: fake.NewClientset(k...), istio: istiofake.NewSimpleClientset(i...),
-		store: store.New(slog.New(slog.DiscardHandler)), conditions: map[ref]map[string]status.Condition{},
-	}
-	var err error
-	m.source, err = New(Config{
-		Kube: m.kube, Istio: m.istio, Writer: m, Reporter: m, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
+	m := &mesh{t: t, api: stub.New(t), store: store.New(slog.New(slog.DiscardHandler)), conditions: map[ref]map[string]status.Condition{}}
+	m.api.StopClock(time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC))
+	m.api.Apply(text)
+	m.source = startOn(t, m.api, m, m)
+	return m
+}
+
+// startOn runs a source on a stub until the test ends, and returns when it has read
+// all.
+func startOn(t testing.TB, api *stub.Server, w store.Writer, r status.Reporter) *Source {
+	t.Helper()
+	k, err := kubernetes.NewForConfig(api.Config())
+	i, err2 := istio.NewForConfig(api.Config())
+	s, err3 := New(Config{Kube: k, Istio: i, Writer: w, Reporter: r, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err := errors.Join(err, err2, err3); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- m.source.Run(ctx) }()
+	go func() { done <- s.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -119,59 +92,23 @@ func start(t *testing.T, text string) *mesh {
 		}
 	})
 	select {
-	case <-m.source.Synced():
-	case <-time.After(30 * time.Second):
+	case <-s.Synced():
+	case <-time.After(time.Minute):
 		t.Fatal("the source never synced")
 	}
-	return m
+	return s
 }
 
 // apply creates or updates objects.
 func (m *mesh) apply(text string) {
 	m.t.Helper()
-	k, i := decode(m.t, text)
-	m.each(k, i, func(tracker clienttesting.ObjectTracker, gvr schema.GroupVersionResource, o runtime.Object, a metav1.Object) error {
-		err := tracker.Update(gvr, o, a.GetNamespace())
-		if apierrors.IsNotFound(err) {
-			err = tracker.Create(gvr, o, a.GetNamespace())
-		}
-		return err
-	})
+	m.api.Apply(text)
 }
 
 // remove deletes objects.
 func (m *mesh) remove(text string) {
 	m.t.Helper()
-	k, i := decode(m.t, text)
-	m.each(k, i, func(tracker clienttesting.ObjectTracker, gvr schema.GroupVersionResource, _ runtime.Object, a metav1.Object) error {
-		return tracker.Delete(gvr, a.GetNamespace(), a.GetName())
-	})
-}
-
-func (m *mesh) each(kubeObjects, istioObjects []runtime.Object,
-	f func(clienttesting.ObjectTracker, schema.GroupVersionResource, runtime.Object, metav1.Object) error,
-) {
-	m.t.Helper()
-	for _, api := range []struct {
-		objects []runtime.Object
-		tracker clienttesting.ObjectTracker
-		scheme  *runtime.Scheme
-	}{{kubeObjects, m.kube.Tracker(), scheme.Scheme}, {istioObjects, m.istio.Tracker(), istioscheme.Scheme}} {
-		for _, o := range api.objects {
-			kinds, _, err := api.scheme.ObjectKinds(o)
-			if err != nil {
-				m.t.Fatal(err)
-			}
-			gvr, _ := meta.UnsafeGuessKindToResource(kinds[0])
-			a, err := meta.Accessor(o)
-			if err != nil {
-				m.t.Fatal(err)
-			}
-			if err := f(api.tracker, gvr, o, a); err != nil {
-				m.t.Fatal(err)
-			}
-		}
-	}
+	m.api.Remove(text)
 }
 
 // waitFor waits until f holds.

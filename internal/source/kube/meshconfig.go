@@ -66,7 +66,7 @@ func (s *Source) syncMesh(b *store.Batch, changed map[ref]struct{}) bool {
 		s.readMesh(b)
 	}
 	s.networks.root = ""
-	if ns, ok := get[*corev1.Namespace](s, root); ok {
+	if ns, ok := get[*model.Namespace](s, root); ok {
 		s.networks.root = ns.Labels[labelNetwork]
 	}
 	return !before.equal(s.networks)

@@ -16,57 +16,62 @@ import (
 // podFacts is what the cache holds in place of a Pod, by far the most numerous
 // kind: its row, but for what depends on other objects.
 type podFacts struct {
-	metav1.ObjectMeta // namespace, name and version only
-	row               model.Workload
-	ended             bool
-	located           bool // by its own labels, not by its node
+	row     *model.Workload
+	ended   bool
+	located bool // by its own labels, not by its node
 }
 
-func factsOf(pod *corev1.Pod) *podFacts {
+func (s *Source) factsOf(pod *corev1.Pod) *podFacts {
 	workload := podWorkload(pod)
-	f := &podFacts{
-		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion},
-		ended:      pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
-		row: model.Workload{
-			Key: model.WorkloadKey{
-				Namespace: pod.Namespace, ServiceAccount: cmp.Or(pod.Spec.ServiceAccountName, "default"), Instance: pod.Name,
-			},
-			UID:       string(pod.UID),
-			Addresses: podAddresses(pod),
-			Labels:    withCanonical(pod.Labels, workload),
-			Workload:  workload,
-			Node:      pod.Spec.NodeName,
-			Health:    podHealth(pod),
-			TLS:       podTLS(pod),
+	row := &model.Workload{
+		Key: model.WorkloadKey{
+			Namespace: s.pool.string(pod.Namespace), ServiceAccount: s.pool.string(cmp.Or(pod.Spec.ServiceAccountName, "default")),
+			Instance: pod.Name,
 		},
+		UID:       string(pod.UID),
+		Addresses: podAddresses(pod),
+		Labels:    s.pool.labelsOf(withCanonical(pod.Labels, workload)),
+		Workload:  s.pool.string(workload),
+		Cluster:   s.cfg.Cluster,
+		Node:      s.pool.string(pod.Spec.NodeName),
+		Health:    podHealth(pod),
+		TLS:       podTLS(pod),
 	}
-	f.row.Ports, f.row.ServicePorts = podPorts(pod)
-	f.row.Locality, f.located = localityOf(pod.Labels)
+	p := s.podPorts(pod)
+	row.Ports, row.ServicePorts = p.named, p.served
+	f := &podFacts{row: row, ended: pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed}
+	row.Locality, f.located = localityOf(row.Labels)
 	return f
 }
 
-// podNode indexes pods.
-func podNode(obj any) ([]string, error) {
+// podNode is what the row of a pod depends on.
+func podNode(obj any) (model.Key, bool) {
 	pod, ok := obj.(*podFacts)
 	if !ok || pod.row.Node == "" {
-		return nil, nil
+		return model.Key{}, false
 	}
-	return []string{pod.row.Node}, nil
+	return model.Key{Name: pod.row.Node}, true
 }
 
 // podRow is the row of a Pod, or nil: of one that ended, or has no address yet.
+// What the store has is not changed.
 func (s *Source) podRow(r ref) *model.Workload {
 	pod, ok := get[*podFacts](s, r)
 	if !ok || pod.ended || len(pod.row.Addresses) == 0 {
 		return nil
 	}
-	row := pod.row // its maps and slices are shared
-	row.Cluster = s.cfg.Cluster
+	row := *pod.row // its maps and slices are shared
 	row.Network = s.networks.of(row.Labels[labelNetwork], row.Addresses[0])
-	if node, ok := get[*corev1.Node](s, ref{kindNode, model.Key{Name: row.Node}}); ok && !pod.located {
-		row.Locality = model.Locality{Region: node.Labels[labelRegion], Zone: node.Labels[labelZone], Subzone: node.Labels[labelSubzone]}
+	if !pod.located {
+		row.Locality = model.Locality{}
+		if node, ok := get[*model.Locality](s, ref{kindNode, model.Key{Name: row.Node}}); ok {
+			row.Locality = *node
+		}
 	}
-	return &row
+	if !row.Equal(pod.row) {
+		pod.row = &row
+	}
+	return pod.row
 }
 
 func podAddresses(pod *corev1.Pod) []netip.Addr {
@@ -104,29 +109,23 @@ func podTLS(pod *corev1.Pod) model.TLSMode {
 
 // podPorts are the named ports of the pod's containers, native sidecars
 // included, as numbers and as what the workload says that it serves.
-func podPorts(pod *corev1.Pod) (map[string]uint32, []model.Port) {
-	var named map[string]uint32
-	var served []model.Port
+func (s *Source) podPorts(pod *corev1.Pod) ports {
+	var named []model.Port
 	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
 		if c.Name == proxyContainer {
 			continue
 		}
 		for _, p := range c.Ports {
-			if _, twice := named[p.Name]; p.Name == "" || twice {
+			if p.Name == "" || slices.ContainsFunc(named, func(have model.Port) bool { return have.Name == p.Name }) {
 				continue
 			}
-			if named == nil {
-				named = map[string]uint32{}
-			}
-			named[p.Name] = uint32(p.ContainerPort)
-			served = append(served, model.Port{
+			named = append(named, model.Port{
 				Name: p.Name, Number: uint32(p.ContainerPort),
 				Protocol: portProtocol(p.Protocol, nil, p.Name, p.ContainerPort),
 			})
 		}
 	}
-	slices.SortFunc(served, comparePorts)
-	return named, served
+	return s.pool.portsOf(named)
 }
 
 func comparePorts(a, b model.Port) int {

@@ -13,12 +13,13 @@ import (
 )
 
 func (s *Source) syncNamespace(b *store.Batch, r ref) {
-	ns, ok := get[*corev1.Namespace](s, r)
+	ns, ok := get[*model.Namespace](s, r)
 	if !ok {
 		store.Delete(b, store.Namespaces, r.key.Name)
 		return
 	}
-	store.Put(b, store.Namespaces, ns.Name, &model.Namespace{Name: ns.Name, Labels: ns.Labels})
+	store.Put(b, store.Namespaces, ns.Name, ns)
+	s.namespaces.tell(ns.Name)
 }
 
 func (s *Source) serviceKey(k model.Key) model.ServiceKey {
@@ -96,13 +97,13 @@ func exportTo(annotation string) []string {
 	return list
 }
 
-// sliceService indexes EndpointSlices.
-func sliceService(obj any) ([]string, error) {
+// sliceService is what the row of an EndpointSlice depends on.
+func sliceService(obj any) (model.Key, bool) {
 	slice, ok := obj.(*discoveryv1.EndpointSlice)
 	if !ok || slice.Labels[discoveryv1.LabelServiceName] == "" {
-		return nil, nil
+		return model.Key{}, false
 	}
-	return []string{cacheKey(sliceOwner(slice))}, nil
+	return sliceOwner(slice), true
 }
 
 func sliceOwner(slice *discoveryv1.EndpointSlice) model.Key {

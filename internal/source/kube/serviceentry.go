@@ -15,6 +15,9 @@ import (
 
 // syncServiceEntry writes one row per host.
 func (s *Source) syncServiceEntry(b *store.Batch, r ref) {
+	if s.undecodable(r) {
+		return
+	}
 	entry, ok := get[*networkingv1.ServiceEntry](s, r)
 	if !ok {
 		s.cfg.Reporter.Forget(r.kind, r.key)

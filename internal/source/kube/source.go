@@ -1,17 +1,20 @@
 // Package kube reads a Kubernetes API, a cluster's or isthmus-kube's, into the
 // rows of internal/model.
 //
-// Flow: informers note which objects changed (dirty.go); Run takes what is noted
-// together, reads those objects and those that depend on them from the
-// informers' caches, and writes one store.Batch of rows (sync.go). The first
-// batch is everything that exists. It is level-triggered: a row depends on what
-// the caches hold, never on the order of events. One file per kind says what a
-// row is made of. internal/server makes the Source and runs it.
+// Flow: a reflector of each kind reads objects (listwatch.go, gentle.go), stripped
+// to what rows need (trim.go, decode.go), into its feed (feed.go), which notes what
+// changed (dirty.go); Run takes what is noted together, reads those objects and
+// those that depend on them from the feeds, and writes one store.Batch of rows
+// (sync.go). The first batch is everything that exists. It is level-triggered: a
+// row depends on what the feeds hold, never on the order of events. One file per
+// kind says what a row is made of. internal/server makes the Source and runs it.
+//
+// Workloads are the most by far. Their feeds hold their rows, which the store
+// shares, and little else; replicas share labels and ports (pool.go).
 //
 // Rows of Istio's kinds are valid: validate checks each object, and one that
-// fails keeps its last valid row and is reported (status.Reporter). Objects in
-// the caches are stripped to what rows need (trim.go), and specs are shared
-// between cache and store.
+// fails, or cannot even be decoded, keeps its last valid row and is reported
+// (status.Reporter).
 //
 // What has no effect yet and has no status to say so in: a Service's
 // internalTrafficPolicy, trafficDistribution, sessionAffinity and externalIPs,
@@ -21,16 +24,16 @@ package kube
 import (
 	"context"
 	"errors"
-	"fmt"
+	"iter"
 	"log/slog"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
 	istio "istio.io/client-go/pkg/clientset/versioned"
-	networkinglisters "istio.io/client-go/pkg/listers/networking/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
+	"isthmus.dev/internal/enroll/member"
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/status"
 	"isthmus.dev/internal/store"
@@ -54,13 +57,14 @@ type Config struct {
 
 // Source reads one API server.
 type Source struct {
-	cfg       Config
-	factories []starter
-	feeds     map[status.Kind]cache.SharedIndexInformer
-	handled   []cache.ResourceEventHandlerRegistration
-	dirty     *dirty
-	synced    chan struct{}
-	running   sync.Mutex
+	cfg        Config
+	feeds      map[status.Kind]*feed
+	reflectors []*cache.Reflector
+	pool       *pool
+	dirty      *dirty
+	synced     chan struct{}
+	running    sync.Mutex
+	namespaces observers
 
 	// Of Run's goroutine: what each object was last written as.
 	workloads map[ref]*model.Workload
@@ -68,11 +72,6 @@ type Source struct {
 	policies  map[model.Key]bool
 	mesh      *model.MeshConfig
 	networks  networks
-}
-
-type starter interface {
-	Start(stop <-chan struct{})
-	Shutdown()
 }
 
 // The kinds without conditions.
@@ -112,12 +111,10 @@ func New(cfg Config) (*Source, error) {
 		cfg.Unsupported = func(proto.Message) []string { return nil }
 	}
 	s := &Source{
-		cfg: cfg, feeds: map[status.Kind]cache.SharedIndexInformer{}, dirty: newDirty(), synced: make(chan struct{}),
+		cfg: cfg, feeds: map[status.Kind]*feed{}, pool: newPool(), dirty: newDirty(), synced: make(chan struct{}),
 		workloads: map[ref]*model.Workload{}, hosts: map[model.Key][]model.ServiceKey{}, policies: map[model.Key]bool{},
 	}
-	if err := s.makeInformers(); err != nil {
-		return nil, err
-	}
+	s.makeFeeds()
 	// The mesh's configuration has a row even without its ConfigMap.
 	s.dirty.add(ref{kindConfigMap, s.meshConfigKey()})
 	return s, nil
@@ -128,17 +125,16 @@ func (s *Source) Run(ctx context.Context) error {
 	if !s.running.TryLock() {
 		return errors.New("the source ran already: make another one")
 	}
-	for _, f := range s.factories {
-		f.Start(ctx.Done())
+	var reading sync.WaitGroup
+	for _, r := range s.reflectors {
+		reading.Go(func() { r.RunWithContext(ctx) })
 	}
-	defer func() {
-		for _, f := range s.factories {
-			f.Shutdown()
-		}
-	}()
-	for _, h := range s.handled {
-		if !cache.WaitForCacheSync(ctx.Done(), h.HasSynced) {
-			return nil // ctx ended
+	defer reading.Wait()
+	for _, f := range s.feeds {
+		select {
+		case <-f.synced:
+		case <-ctx.Done():
+			return nil
 		}
 	}
 	s.sync(s.dirty.take())
@@ -156,48 +152,72 @@ func (s *Source) Run(ctx context.Context) error {
 // Synced is closed once everything that exists has been given to the writer.
 func (s *Source) Synced() <-chan struct{} { return s.synced }
 
-// Namespaces is the informer that the source reads them from, for whoever else
-// must know them. Objects hold only what rows are made of.
-func (s *Source) Namespaces() cache.SharedIndexInformer { return s.feeds[kindNamespace] }
-
-// WorkloadEntries lists those in the source's cache, which hold only what rows are
-// made of: nothing to write back.
-func (s *Source) WorkloadEntries() networkinglisters.WorkloadEntryLister {
-	return networkinglisters.NewWorkloadEntryLister(s.feeds[status.WorkloadEntry].GetIndexer())
+// Namespaces lists those that exist.
+func (s *Source) Namespaces() []string {
+	keys := s.feeds[kindNamespace].keys()
+	names := make([]string, len(keys))
+	for i, k := range keys {
+		names[i] = k.Name
+	}
+	return names
 }
 
-// Status gives what an object's status says, from the cache: a Source is a
-// status.Cache.
+// OnNamespace has f called with the name of each namespace that exists, and of each
+// that comes or changes later. f returns at once.
+func (s *Source) OnNamespace(f func(name string)) {
+	s.namespaces.add(f)
+	for _, name := range s.Namespaces() {
+		f(name)
+	}
+}
+
+// Member gives what the WorkloadEntry of a machine that joined says; nil where there
+// is none.
+func (s *Source) Member(k model.Key) *member.Member {
+	if entry, ok := get[*entryFacts](s, ref{status.WorkloadEntry, k}); ok {
+		return entry.member
+	}
+	return nil
+}
+
+// Members gives all machines that joined.
+func (s *Source) Members() iter.Seq[*member.Member] {
+	return func(yield func(*member.Member) bool) {
+		f := s.feeds[status.WorkloadEntry]
+		for _, k := range f.keys() {
+			if m := s.Member(k); m != nil && !yield(m) {
+				return
+			}
+		}
+	}
+}
+
+// Status gives what an object's status says, from memory: a Source is a
+// status.Cache. It does not hold the conditions of WorkloadEntries.
 func (s *Source) Status(kind status.Kind, key model.Key) (status.Object, bool) {
-	o, ok := s.istioObject(ref{kind, key})
+	f := s.feeds[kind]
+	if f == nil {
+		return status.Object{}, false // a kind that is not acted on
+	}
+	i, ok := f.get(key)
 	if !ok {
 		return status.Object{}, false
 	}
-	return status.Object{
-		ResourceVersion: o.meta.ResourceVersion, Conditions: o.conditions, ObservedGeneration: o.observed,
-	}, true
+	if entry, ok := i.object.(*entryFacts); ok {
+		return status.Object{ResourceVersion: i.version}, !entry.conditions
+	}
+	o, ok := istioObject(i.object)
+	if !ok {
+		return status.Object{}, false
+	}
+	return status.Object{ResourceVersion: i.version, Conditions: o.conditions, ObservedGeneration: o.observed}, true
 }
 
-// get reads an object from the cache of its kind.
+// get reads an object of the type that its feed holds.
 func get[T any](s *Source, r ref) (T, bool) {
-	var zero T
-	feed := s.feeds[r.kind]
-	if feed == nil {
-		return zero, false
-	}
-	obj, ok, err := feed.GetStore().GetByKey(cacheKey(r.key))
-	if err != nil || !ok {
-		return zero, false
-	}
-	o, ok := obj.(T)
+	i, _ := s.feeds[r.kind].get(r.key)
+	o, ok := i.object.(T)
 	return o, ok
-}
-
-func cacheKey(k model.Key) string {
-	if k.Namespace == "" {
-		return k.Name
-	}
-	return k.Namespace + "/" + k.Name
 }
 
 func (s *Source) meshConfigKey() model.Key {
@@ -210,19 +230,22 @@ func (s *Source) noteWatchError(kind status.Kind) cache.WatchErrorHandlerWithCon
 	}
 }
 
-// observe makes an informer feed the source.
-func (s *Source) observe(kind status.Kind, informer cache.SharedIndexInformer, indexers cache.Indexers) error {
-	if err := informer.SetWatchErrorHandlerWithContext(s.noteWatchError(kind)); err != nil {
-		return fmt.Errorf("watching %s objects: %w", kind, err)
+// observers are told of names.
+type observers struct {
+	mu   sync.Mutex
+	list []func(string)
+}
+
+func (o *observers) add(f func(string)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.list = append(o.list, f)
+}
+
+func (o *observers) tell(name string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, f := range o.list {
+		f(name)
 	}
-	if err := informer.AddIndexers(indexers); err != nil {
-		return fmt.Errorf("indexing %s objects: %w", kind, err)
-	}
-	handled, err := informer.AddEventHandler(s.dirty.handler(kind))
-	if err != nil {
-		return fmt.Errorf("watching %s objects: %w", kind, err)
-	}
-	s.feeds[kind] = informer
-	s.handled = append(s.handled, handled)
-	return nil
 }

@@ -1,8 +1,6 @@
 package kube
 
 import (
-	"strings"
-
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/status"
 	"isthmus.dev/internal/store"
@@ -14,8 +12,8 @@ func (s *Source) sync(changed map[ref]struct{}) {
 	b := &store.Batch{}
 	if s.syncMesh(b, changed) {
 		for _, kind := range []status.Kind{kindPod, status.WorkloadEntry, status.ServiceEntry} {
-			for _, key := range s.feeds[kind].GetStore().ListKeys() {
-				changed[parseKey(kind, key)] = struct{}{}
+			for _, key := range s.feeds[kind].keys() {
+				changed[ref{kind, key}] = struct{}{}
 			}
 		}
 	}
@@ -44,49 +42,35 @@ func (s *Source) sync(changed map[ref]struct{}) {
 
 // addDependents adds the objects whose rows are made of others that changed.
 func (s *Source) addDependents(changed map[ref]struct{}) {
-	depend := func(kind status.Kind, index string, on model.Key) {
-		keys, err := s.feeds[kind].GetIndexer().IndexKeys(index, cacheKey(on))
-		if err != nil {
-			s.cfg.Log.Error("index missing", "kind", string(kind), "index", index, "error", err)
-		}
-		for _, key := range keys {
-			changed[parseKey(kind, key)] = struct{}{}
+	var more []ref
+	depend := func(kind status.Kind, on model.Key) {
+		for _, key := range s.feeds[kind].dependOn(on) {
+			more = append(more, ref{kind, key})
 		}
 	}
-	for _, r := range refsOf(changed) {
+	for r := range changed {
 		switch r.kind {
 		case kindNode:
-			depend(kindPod, byNode, r.key)
+			depend(kindPod, r.key)
 		case kindService:
-			depend(kindEndpointSlice, byService, r.key)
+			depend(kindEndpointSlice, r.key)
 		case status.WorkloadGroup:
-			depend(status.WorkloadEntry, byGroup, r.key)
+			depend(status.WorkloadEntry, r.key)
+		case kindPod:
+			// It may take the key of a WorkloadEntry, or give it back.
+			if _, ok := s.feeds[status.WorkloadEntry].get(r.key); ok {
+				more = append(more, ref{status.WorkloadEntry, r.key})
+			}
 		}
 	}
-	// A Pod may take the key of a WorkloadEntry, or give it back.
-	for _, r := range refsOf(changed) {
+	for _, r := range more {
+		changed[r] = struct{}{}
 		if entry := (ref{status.WorkloadEntry, r.key}); r.kind == kindPod {
-			if _, ok := s.istioObject(entry); ok {
+			if _, ok := s.feeds[status.WorkloadEntry].get(r.key); ok {
 				changed[entry] = struct{}{}
 			}
 		}
 	}
-}
-
-func refsOf(set map[ref]struct{}) []ref {
-	refs := make([]ref, 0, len(set))
-	for r := range set {
-		refs = append(refs, r)
-	}
-	return refs
-}
-
-func parseKey(kind status.Kind, key string) ref {
-	namespace, name, namespaced := strings.Cut(key, "/")
-	if !namespaced {
-		return ref{kind, model.Key{Name: key}}
-	}
-	return ref{kind, model.Key{Namespace: namespace, Name: name}}
 }
 
 // syncWorkloads writes the rows of pods and WorkloadEntries. What is left is

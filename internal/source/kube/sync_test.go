@@ -112,14 +112,14 @@ kind: Node
 metadata: {name: n1, labels: {topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: eu-1}}`
 
 // TestPodsAndMachinesAreAlike: what is said alike is the same row, but for what
-// only a pod has (a node) and how its ports are named.
+// only a pod has (a UID, a node) and how its ports are named.
 func TestPodsAndMachinesAreAlike(t *testing.T) {
 	pod, vm := start(t, reviewsPod+"\n---\n"+nodeEU).workload("reviews", "reviews-1"), start(t, reviewsVM).workload("reviews", "reviews-1")
 	if pod == nil || vm == nil {
 		t.Fatalf("pod %v, machine %v", pod, vm)
 	}
 	normal := *pod
-	normal.Node, normal.PortsByService = vm.Node, vm.PortsByService
+	normal.UID, normal.Node, normal.PortsByService = vm.UID, vm.Node, vm.PortsByService
 	if !normal.Equal(vm) {
 		t.Errorf("pod     %+v\nmachine %+v", *pod, *vm)
 	}

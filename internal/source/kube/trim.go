@@ -3,64 +3,44 @@ package kube
 import (
 	"strings"
 
-	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
-	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"isthmus.dev/internal/model"
 )
 
-// trim strips an object, before it enters a cache, to what rows are made of.
-func trim(obj any) (any, error) {
+// trim strips an object of Kubernetes' own kinds to what rows are made of.
+func (s *Source) trim(obj runtime.Object) any {
 	switch o := obj.(type) {
 	case *corev1.Pod:
-		return factsOf(o), nil
+		return s.factsOf(o)
 	case *corev1.Node:
-		labels := map[string]string{}
-		for _, k := range []string{labelRegion, labelZone, labelSubzone} {
-			if v, ok := o.Labels[k]; ok {
-				labels[k] = v
-			}
-		}
-		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{
-			Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: labels,
-		}}, nil
+		return &model.Locality{Region: o.Labels[labelRegion], Zone: o.Labels[labelZone], Subzone: o.Labels[labelSubzone]}
 	case *corev1.Namespace:
-		o.Spec, o.Status = corev1.NamespaceSpec{}, corev1.NamespaceStatus{}
-		trimMeta(&o.ObjectMeta)
+		return &model.Namespace{Name: o.Name, Labels: o.Labels}
 	case *corev1.Service:
 		o.Status = corev1.ServiceStatus{}
-		trimMeta(&o.ObjectMeta)
+		trimMeta(o)
 	case *discoveryv1.EndpointSlice:
-		trimMeta(&o.ObjectMeta)
+		trimMeta(o)
 		for i := range o.Endpoints {
 			o.Endpoints[i].TargetRef, o.Endpoints[i].DeprecatedTopology, o.Endpoints[i].Hints = nil, nil, nil
 		}
 	case *corev1.ConfigMap:
-		trimMeta(&o.ObjectMeta)
-	case *networkingv1.VirtualService:
-		trimMeta(&o.ObjectMeta)
-	case *networkingv1.DestinationRule:
-		trimMeta(&o.ObjectMeta)
-	case *networkingv1.ServiceEntry:
-		trimMeta(&o.ObjectMeta)
-	case *networkingv1.WorkloadEntry:
-		trimMeta(&o.ObjectMeta)
-	case *networkingv1.WorkloadGroup:
-		trimMeta(&o.ObjectMeta)
-	case *securityv1.PeerAuthentication:
-		trimMeta(&o.ObjectMeta)
-	case *securityv1.AuthorizationPolicy:
-		trimMeta(&o.ObjectMeta)
+		trimMeta(o)
 	}
-	return obj, nil
+	return obj
 }
 
 // trimMeta drops what no row needs; kubectl's copy of the whole object is among
 // the annotations.
-func trimMeta(m *metav1.ObjectMeta) {
-	m.ManagedFields, m.OwnerReferences, m.Finalizers = nil, nil, nil
-	m.Annotations = trimAnnotations(m.Annotations)
+func trimMeta(o metav1.Object) {
+	o.SetManagedFields(nil)
+	o.SetOwnerReferences(nil)
+	o.SetFinalizers(nil)
+	o.SetAnnotations(trimAnnotations(o.GetAnnotations()))
 }
 
 func trimAnnotations(all map[string]string) map[string]string {

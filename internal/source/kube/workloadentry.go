@@ -2,10 +2,10 @@ package kube
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
-	"slices"
 	"time"
 
 	networking "istio.io/api/networking/v1alpha3"
@@ -13,36 +13,189 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"isthmus.dev/api/v1alpha1"
+	"isthmus.dev/internal/enroll/member"
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/source/kube/validate"
 	"isthmus.dev/internal/status"
 )
 
-// entryGroup indexes WorkloadEntries.
-func entryGroup(obj any) ([]string, error) {
-	entry, ok := obj.(*networkingv1.WorkloadEntry)
-	if !ok || entry.Annotations[annotationGroup] == "" {
-		return nil, nil
+// entryFacts is what the feed holds in place of a WorkloadEntry, of which there is
+// one for every virtual machine: its row, and what the row was made of beyond what
+// is in it.
+type entryFacts struct {
+	row        *model.Workload   // nil: it is not valid, or has no effect
+	findings   *entryFindings    // nil: all is well
+	member     *member.Member    // nil: no machine that joined made it
+	group      string            // WorkloadGroup that it belongs to
+	network    string            // as it says itself
+	ports      map[string]uint32 // of its own
+	generation int64
+	accepted   bool // it has the condition Accepted
+	supported  bool // it has the condition Supported
+	conditions bool // it has some condition
+	health     entryHealth
+}
+
+// entryFindings is what is wrong with an entry.
+type entryFindings struct{ problems, unsupported []string }
+
+// entryHealth is what an entry says of its health.
+type entryHealth uint8
+
+const (
+	nothingSaid entryHealth = iota
+	saidHealthy
+	saidUnhealthy
+	saidDraining
+	healthExpected // nothing yet, but it will
+)
+
+// entryJSON is what is read of a WorkloadEntry. Decoding it so takes a fraction of
+// what it takes through Istio's types.
+type entryJSON struct {
+	Metadata struct {
+		Namespace, Name, ResourceVersion     string
+		Generation                           int64
+		CreationTimestamp, DeletionTimestamp *metav1.Time
+		Labels, Annotations                  map[string]string
 	}
-	return []string{entry.Namespace + "/" + entry.Annotations[annotationGroup]}, nil
+	Spec struct {
+		Address, Network, Locality, ServiceAccount string
+		Ports                                      map[string]uint32
+		Labels                                     map[string]string
+		Weight                                     uint32
+	}
+	Status struct {
+		Conditions []struct{ Type, Status, Reason string }
+	}
+}
+
+// decodeEntry decodes a WorkloadEntry. Its fields that this version does not know
+// are ignored, as everywhere.
+func (s *Source) decodeEntry(raw []byte) (*read, error) {
+	var e entryJSON
+	if err := json.Unmarshal(raw, &e); err != nil {
+		return nil, err
+	}
+	return &read{
+		key: model.Key{Namespace: s.pool.string(e.Metadata.Namespace), Name: e.Metadata.Name}, version: e.Metadata.ResourceVersion,
+		object: s.entryFacts(&e),
+	}, nil
+}
+
+func (s *Source) entryFacts(e *entryJSON) *entryFacts {
+	spec := &networking.WorkloadEntry{
+		Address: e.Spec.Address, Ports: e.Spec.Ports, Labels: e.Spec.Labels, Network: e.Spec.Network,
+		Locality: e.Spec.Locality, Weight: e.Spec.Weight, ServiceAccount: e.Spec.ServiceAccount,
+	}
+	f := &entryFacts{
+		generation: e.Metadata.Generation, group: s.pool.string(e.Metadata.Annotations[annotationGroup]),
+		ports: s.entryPorts(e.Spec.Ports).named, conditions: len(e.Status.Conditions) > 0,
+	}
+	healthy := f.readStatus(e)
+	var created time.Time
+	if e.Metadata.CreationTimestamp != nil {
+		created = e.Metadata.CreationTimestamp.Time
+	}
+	f.member = member.Of(model.Key{Namespace: s.pool.string(e.Metadata.Namespace), Name: e.Metadata.Name}, s.pool.string(e.Spec.ServiceAccount),
+		e.Metadata.Annotations, healthy, created)
+	problems := validate.WorkloadEntry(spec)
+	var unsupported []string
+	if len(problems) == 0 {
+		f.row = s.entryWorkload(e)
+		f.network = cmp.Or(s.pool.string(e.Spec.Network), rowLabel(f.row, labelNetwork))
+		unsupported = append(validate.WithoutEffect(e.Metadata.Annotations, spec), s.cfg.Unsupported(spec)...)
+	}
+	if len(problems)+len(unsupported) > 0 {
+		f.findings = &entryFindings{problems, unsupported}
+	}
+	return f
+}
+
+func rowLabel(row *model.Workload, name string) string {
+	if row == nil {
+		return ""
+	}
+	return row.Labels[name]
+}
+
+// readStatus reads the conditions, and gives the reason of Healthy.
+func (f *entryFacts) readStatus(e *entryJSON) (reason string) {
+	if e.Metadata.Annotations[annotationChecked] == "true" {
+		f.health = healthExpected
+	}
+	for _, c := range e.Status.Conditions {
+		switch c.Type {
+		case status.Accepted:
+			f.accepted = true
+		case status.Supported:
+			f.supported = true
+		case v1alpha1.ConditionHealthy:
+			reason, f.health = c.Reason, saidUnhealthy
+			if c.Status == string(metav1.ConditionTrue) {
+				f.health = saidHealthy
+			}
+		}
+	}
+	if _, leaving := e.Metadata.Annotations[v1alpha1.AnnotationLeaving]; leaving || e.Metadata.DeletionTimestamp != nil {
+		f.health = saidDraining
+	}
+	return reason
+}
+
+// entryWorkload makes the row of a valid WorkloadEntry as far as it does not depend
+// on other objects; nil for one without an address.
+func (s *Source) entryWorkload(e *entryJSON) *model.Workload {
+	address, err := netip.ParseAddr(e.Spec.Address)
+	if err != nil {
+		return nil
+	}
+	// The object's own labels win over those of its spec.
+	labels := make(map[string]string, len(e.Spec.Labels)+len(e.Metadata.Labels)+2)
+	maps.Copy(labels, e.Spec.Labels)
+	maps.Copy(labels, e.Metadata.Labels)
+	workload := cmp.Or(labels[labelWorkloadName], e.Metadata.Annotations[annotationGroup], e.Metadata.Name)
+	row := &model.Workload{
+		Key: model.WorkloadKey{
+			Namespace: s.pool.string(e.Metadata.Namespace), ServiceAccount: s.pool.string(cmp.Or(e.Spec.ServiceAccount, "default")),
+			Instance: e.Metadata.Name,
+		},
+		UID:       e.Metadata.Annotations[v1alpha1.AnnotationMembership],
+		Addresses: []netip.Addr{address.Unmap()},
+		Workload:  s.pool.string(workload),
+		Cluster:   s.cfg.Cluster,
+		Locality:  parseLocality(s.pool.string(e.Spec.Locality)),
+		Weight:    e.Spec.Weight,
+		TLS:       entryTLS(labels, e.Spec.ServiceAccount),
+	}
+	row.Labels = s.pool.labelsOf(withCanonical(labels, workload))
+	if l, ok := localityOf(row.Labels); ok && e.Spec.Locality == "" {
+		row.Locality = l
+	}
+	return row
 }
 
 // entryRow is the row of a WorkloadEntry, or nil. One that is not valid keeps
 // the row that it had; one whose key a Pod has, has none.
 func (s *Source) entryRow(r ref) *model.Workload {
-	entry, ok := get[*networkingv1.WorkloadEntry](s, r)
+	if s.undecodable(r) {
+		return s.workloads[r]
+	}
+	entry, ok := get[*entryFacts](s, r)
 	if !ok {
 		s.cfg.Reporter.Forget(r.kind, r.key)
 		return nil
 	}
-	row := s.workloads[r]
-	problems := validate.WorkloadEntry(&entry.Spec)
-	var unsupported []string
-	if len(problems) == 0 {
-		row, unsupported = s.entryWorkload(entry)
-		unsupported = append(unsupported, s.cfg.Unsupported(&entry.Spec)...)
+	findings := entry.findings
+	if findings == nil {
+		findings = &entryFindings{}
 	}
-	accepted := acceptance(problems)
+	row := s.workloads[r]
+	accepted := acceptance(findings.problems)
+	if len(findings.problems) == 0 {
+		s.completeEntry(entry, r.key.Namespace)
+		row = entry.row
+	}
 	if row != nil {
 		if pod := s.podRow(ref{kindPod, r.key}); pod != nil && pod.Key == row.Key {
 			row = nil
@@ -52,53 +205,49 @@ func (s *Source) entryRow(r ref) *model.Workload {
 			}
 		}
 	}
-	s.report(r, accepted, unsupported)
+	s.reportEntry(r, entry, accepted, findings.unsupported)
 	return row
 }
 
-// entryWorkload makes the row of a valid WorkloadEntry, or says what stops it.
-func (s *Source) entryWorkload(entry *networkingv1.WorkloadEntry) (*model.Workload, []string) {
-	spec := &entry.Spec
-	address, err := netip.ParseAddr(spec.GetAddress())
-	if err != nil {
-		return nil, validate.WithoutEffect(entry.Annotations, spec)
+// completeEntry brings the row up to date with the objects that it depends on. What
+// the store has is not changed.
+func (s *Source) completeEntry(entry *entryFacts, namespace string) {
+	if entry.row == nil {
+		return
 	}
-	// The object's own labels win over those of its spec.
-	labels := make(map[string]string, len(spec.GetLabels())+len(entry.Labels))
-	maps.Copy(labels, spec.GetLabels())
-	maps.Copy(labels, entry.Labels)
-	group, _ := get[*networkingv1.WorkloadGroup](s, ref{status.WorkloadGroup, model.Key{
-		Namespace: entry.Namespace, Name: entry.Annotations[annotationGroup],
-	}})
-	workload := cmp.Or(labels[labelWorkloadName], entry.Annotations[annotationGroup], entry.Name)
-	row := &model.Workload{
-		Key: model.WorkloadKey{
-			Namespace: entry.Namespace, ServiceAccount: cmp.Or(spec.GetServiceAccount(), "default"), Instance: entry.Name,
-		},
-		UID:       entry.Annotations[v1alpha1.AnnotationMembership],
-		Addresses: []netip.Addr{address.Unmap()},
-		Labels:    withCanonical(labels, workload),
-		Workload:  workload,
-		Network:   s.networks.of(cmp.Or(spec.GetNetwork(), labels[labelNetwork]), address),
-		Cluster:   s.cfg.Cluster,
-		Locality:  parseLocality(spec.GetLocality()),
-		Weight:    spec.GetWeight(),
-		TLS:       entryTLS(labels, spec.GetServiceAccount()),
-	}
-	if l, ok := localityOf(labels); ok && spec.GetLocality() == "" {
-		row.Locality = l
-	}
-	ports := spec.GetPorts()
-	if group != nil && len(validate.WorkloadGroup(&group.Spec)) == 0 {
+	row := *entry.row
+	own := entry.ports
+	group, grouped := get[*networkingv1.WorkloadGroup](s, ref{status.WorkloadGroup, model.Key{Namespace: namespace, Name: entry.group}})
+	row.Probe = nil
+	if grouped && len(validate.WorkloadGroup(&group.Spec)) == 0 {
 		row.Probe = probeOf(group.Spec.GetProbe())
-		ports = make(map[string]uint32)
-		maps.Copy(ports, group.Spec.GetTemplate().GetPorts())
-		maps.Copy(ports, spec.GetPorts())
+		if template := group.Spec.GetTemplate().GetPorts(); len(template) > 0 {
+			all := maps.Clone(template)
+			maps.Copy(all, own)
+			own = all
+		}
 	}
-	row.Ports, row.ServicePorts = entryPorts(ports)
-	row.PortsByService = len(row.Ports) > 0
-	row.Health = entryHealth(entry, row.Probe != nil)
-	return row, nil
+	p := s.entryPorts(own)
+	row.Ports, row.ServicePorts, row.PortsByService = p.named, p.served, len(p.named) > 0
+	row.Network = s.networks.of(entry.network, row.Addresses[0])
+	row.Health = entry.health.of(row.Probe != nil)
+	if !row.Equal(entry.row) {
+		entry.row = &row
+	}
+}
+
+// reportEntry says what is wrong with an entry. One that is fine is told so only if
+// it was told otherwise before: there is one for every virtual machine, and each
+// status would be a write.
+func (s *Source) reportEntry(r ref, entry *entryFacts, accepted status.Condition, unsupported []string) {
+	if accepted.Status == metav1.ConditionTrue && !entry.accepted {
+		if len(unsupported) == 0 && !entry.supported {
+			s.cfg.Reporter.Forget(r.kind, r.key)
+			return
+		}
+		accepted = status.Condition{Type: status.Accepted}
+	}
+	s.cfg.Reporter.Report(r.kind, r.key, entry.generation, []status.Condition{accepted, support(unsupported)})
 }
 
 // entryTLS is Istio's rule: the label, else whether it names an identity.
@@ -110,42 +259,42 @@ func entryTLS(labels map[string]string, account string) model.TLSMode {
 	return model.TLSDisabled
 }
 
-// entryHealth: what the agent reported. Whoever has a probe is unhealthy until
-// it passed once.
-func entryHealth(entry *networkingv1.WorkloadEntry, probed bool) model.Health {
-	if _, leaving := entry.Annotations[v1alpha1.AnnotationLeaving]; leaving || entry.DeletionTimestamp != nil {
+// of: what the agent reported. Whoever has a probe is unhealthy until it passed
+// once.
+func (h entryHealth) of(probed bool) model.Health {
+	switch {
+	case h == saidDraining:
 		return model.Draining
-	}
-	for _, c := range entry.Status.GetConditions() {
-		if c.GetType() == v1alpha1.ConditionHealthy {
-			if c.GetStatus() == string(metav1.ConditionTrue) {
-				return model.Healthy
-			}
-			return model.Unhealthy
-		}
-	}
-	if probed || entry.Annotations[annotationChecked] == "true" {
+	case h == saidUnhealthy, h == healthExpected, h == nothingSaid && probed:
 		return model.Unhealthy
 	}
 	return model.Healthy
 }
 
-func entryPorts(ports map[string]uint32) (map[string]uint32, []model.Port) {
-	if len(ports) == 0 {
-		return nil, nil
+// entryPorts have the protocols that their names and numbers stand for.
+func (s *Source) entryPorts(named map[string]uint32) ports {
+	list := make([]model.Port, 0, len(named))
+	for name, number := range named {
+		list = append(list, model.Port{Name: name, Number: number, Protocol: portProtocol("", nil, name, int32(number))})
 	}
-	served := make([]model.Port, 0, len(ports))
-	for name, number := range ports {
-		served = append(served, model.Port{
-			Name: name, Number: number, Protocol: portProtocol("", nil, name, int32(number)),
-		})
+	return s.pool.portsOf(list)
+}
+
+// entryGroup is what the row of a WorkloadEntry depends on. Feeds hold no namespace
+// beside an object, the row does; without a row there is nothing that depends.
+func entryGroup(obj any) (model.Key, bool) {
+	entry, ok := obj.(*entryFacts)
+	if !ok || entry.group == "" || entry.row == nil {
+		return model.Key{}, false
 	}
-	slices.SortFunc(served, comparePorts)
-	return ports, served
+	return model.Key{Namespace: entry.row.Key.Namespace, Name: entry.group}, true
 }
 
 // syncGroup reports a WorkloadGroup; it has no row, its entries carry it.
 func (s *Source) syncGroup(r ref) {
+	if s.undecodable(r) {
+		return
+	}
 	group, ok := get[*networkingv1.WorkloadGroup](s, r)
 	if !ok {
 		s.cfg.Reporter.Forget(r.kind, r.key)
