@@ -57,6 +57,7 @@ type runner struct {
 	waited  bool      // too long, and that was said
 	wake    *time.Timer
 	drain   <-chan struct{}
+	move    <-chan struct{}  // nil: it leaves anyway
 	leave   <-chan time.Time // the stream's time is up
 	end     <-chan time.Time // and so is what it had to finish in
 	because error
@@ -70,7 +71,7 @@ func (r *runner) run(first request) error {
 	defer r.wake.Stop()
 	defer r.late.Stop()
 	r.pace = rate.NewLimiter(requestRate, requestBurst)
-	r.drain = r.server.drain
+	r.drain, r.move = r.server.drain, r.server.moves
 	if o.MaxStreamAge > 0 {
 		r.leave, r.because = time.After(jitter(o.MaxStreamAge)), errAged
 	}
@@ -112,19 +113,26 @@ func (r *runner) await() error {
 	case <-r.turn.C:
 		r.release()
 	case <-r.drain:
-		r.drain = nil
+		r.drain, r.move = nil, nil
 		r.because = errDraining
 		r.leave = time.After(spread(r.server.opts.DrainTime))
+	case <-r.move:
+		r.because = errMoved
+		r.depart()
 	case <-r.leave:
-		// What came in is finished, nothing new is begun.
-		r.leave, r.changed = nil, nil
-		r.end = time.After(r.server.opts.LeaveTime)
+		r.depart()
 	case <-r.end:
 		return r.because
 	case <-r.stream.Context().Done():
 		return ended(status.FromContextError(r.stream.Context().Err()).Err())
 	}
 	return nil
+}
+
+// depart finishes what came in, and begins nothing new.
+func (r *runner) depart() {
+	r.leave, r.move, r.changed = nil, nil, nil
+	r.end = time.After(r.server.opts.LeaveTime)
 }
 
 // take takes in a request, and leaves the next ones where they are for a while if

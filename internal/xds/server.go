@@ -78,6 +78,7 @@ type Server struct {
 	mu      sync.Mutex // guards closing against streams.Add
 	closing bool
 	drain   chan struct{}
+	moves   chan struct{} // one received is one stream that goes (move.go)
 	streams sync.WaitGroup
 }
 
@@ -120,6 +121,7 @@ func NewServer(mesh Mesh, opts Options) *Server {
 		opts:  opts,
 		first: turns{free: opts.FirstPushes, most: opts.FirstPushQueue},
 		drain: make(chan struct{}),
+		moves: make(chan struct{}),
 	}
 }
 
