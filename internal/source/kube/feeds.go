@@ -24,7 +24,7 @@ func (s *Source) makeFeeds() {
 	add := func(kind status.Kind, lw *cache.ListWatch, depends func(any) (model.Key, bool)) {
 		f := newFeed(kind, depends, func(changed []ref) { s.dirty.add(changed...) })
 		s.feeds[kind] = f
-		r := cache.NewReflectorWithOptions(gentle(lw, turns, s.failed(kind)), &read{}, f, cache.ReflectorOptions{Name: string(kind), TypeDescription: string(kind)})
+		r := cache.NewReflectorWithOptions((&gentle{lw, turns, s.failed(kind)}).listWatch(), &read{}, f, cache.ReflectorOptions{Name: string(kind), TypeDescription: string(kind)})
 		s.reflectors = append(s.reflectors, r)
 	}
 	s.addCore(add)

@@ -44,71 +44,128 @@ var resumption = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitte
 // watch, wait for their turn. A watch goes on from the last version that was seen
 // for as long as the server may have it: one that is restarted, or has no time,
 // costs no list. Only what it says of the version itself ends that.
-//
-// failed is told of every failure, with what was tried: "list" or "watch".
-func gentle(lw *cache.ListWatch, t turns, failed func(verb string, err error)) *cache.ListWatch {
-	noted := func(verb string, err error) {
-		if err != nil && !errors.Is(err, context.Canceled) {
-			failed(verb, err)
-		}
-	}
-	return &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			done, err := t.wait(ctx)
-			if err != nil {
-				return nil, err
-			}
-			defer done()
-			list, err := lw.ListWithContextFunc(ctx, o)
-			noted("list", err)
-			return list, err
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			if o.SendInitialEvents == nil {
-				return resume(ctx, func() (watch.Interface, error) {
-					w, err := lw.WatchFuncWithContext(ctx, o)
-					noted("watch", err)
-					return w, err
-				})
-			}
-			done, err := t.wait(ctx)
-			if err != nil {
-				return nil, err
-			}
-			w, err := lw.WatchFuncWithContext(ctx, o)
-			if err != nil {
-				done()
-				noted("list", err)
-				return nil, err
-			}
-			return &listing{watch.Filter(w, func(e watch.Event) (watch.Event, bool) {
-				if r, ok := e.Object.(*read); ok && r.listed {
-					done()
-				}
-				return e, true
-			}), done}, nil
-		},
+type gentle struct {
+	*cache.ListWatch
+	turns  turns
+	failed func(verb string, err error) // is told of every failure of "list" and "watch"
+}
+
+func (g *gentle) listWatch() *cache.ListWatch {
+	return &cache.ListWatch{ListWithContextFunc: g.list, WatchFuncWithContext: g.watch}
+}
+
+func (g *gentle) note(verb string, err error) {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		g.failed(verb, err)
 	}
 }
 
-// listing is a watch that begins with all that exists.
-type listing struct {
-	watch.Interface
-	done func()
+func (g *gentle) list(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+	done, err := g.turns.wait(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	list, err := g.ListWithContextFunc(ctx, o)
+	g.note("list", err)
+	return list, err
+}
+
+func (g *gentle) watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	w := &lasting{gentle: g, options: o, done: func() {}, cancel: cancel, events: make(chan watch.Event)}
+	var first watch.Interface
+	var err error
+	if o.SendInitialEvents == nil {
+		w.version = o.ResourceVersion
+		first, err = w.resume(ctx)
+	} else {
+		if w.done, err = g.turns.wait(ctx); err == nil {
+			if first, err = g.WatchFuncWithContext(ctx, o); err != nil {
+				w.done()
+				g.note("list", err)
+			}
+		}
+		w.options.SendInitialEvents, w.options.ResourceVersionMatch = nil, ""
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	go w.run(ctx, first)
+	return w, nil
+}
+
+// lasting is a watch that does not end with its connection.
+type lasting struct {
+	*gentle
+	options metav1.ListOptions
+	version string // that was seen last; "" while the list that it begins with is not complete
+	done    func() // that list is
+	cancel  context.CancelFunc
+	events  chan watch.Event
 }
 
 // Stop implements watch.Interface.
-func (l *listing) Stop() {
-	l.done()
-	l.Interface.Stop()
+func (w *lasting) Stop() {
+	w.cancel()
+	w.done()
 }
 
-func resume(ctx context.Context, open func() (watch.Interface, error)) (watch.Interface, error) {
+// ResultChan implements watch.Interface.
+func (w *lasting) ResultChan() <-chan watch.Event { return w.events }
+
+func (w *lasting) run(ctx context.Context, connected watch.Interface) {
+	defer close(w.events)
+	for {
+		again := w.forward(ctx, connected)
+		connected.Stop()
+		if !again || w.version == "" {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait.Jitter(resumption.Duration, resumption.Jitter)):
+		}
+		var err error
+		if connected, err = w.resume(ctx); err != nil {
+			return // the reflector asks again, and is told why
+		}
+	}
+}
+
+// forward gives on what one connection brings, and tells whether another one may
+// bring more.
+func (w *lasting) forward(ctx context.Context, connected watch.Interface) bool {
+	for e := range connected.ResultChan() {
+		if r, ok := e.Object.(*read); ok && (r.listed || w.version != "") {
+			w.version = r.version
+			w.done()
+		}
+		select {
+		case w.events <- e:
+		case <-ctx.Done():
+			return false
+		}
+		if e.Type == watch.Error {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *lasting) resume(ctx context.Context) (watch.Interface, error) {
+	w.options.ResourceVersion = w.version
 	backoff := resumption
 	for {
-		w, err := open()
-		if err == nil || !transient(err) {
-			return w, err
+		connected, err := w.WatchFuncWithContext(ctx, w.options)
+		if err == nil {
+			return connected, nil
+		}
+		w.note("watch", err)
+		if !transient(err) {
+			return nil, err
 		}
 		select {
 		case <-ctx.Done():

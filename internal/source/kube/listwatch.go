@@ -202,22 +202,18 @@ func (w *stream) run(ctx context.Context) {
 	defer close(w.events)
 	defer w.body.Close()
 	defer w.cancel()
-	d := json.NewDecoder(bufio.NewReaderSize(w.body, 64<<10))
-	var frame struct {
-		Type   watch.EventType
-		Object json.RawMessage // its memory is used again
-	}
+	frames := &frames{in: bufio.NewReaderSize(w.body, 64<<10)}
 	for {
-		frame.Type = ""
-		if err := d.Decode(&frame); err != nil {
+		typ, raw, err := frames.next()
+		if err != nil {
 			return // the watch ended; the reflector opens another
 		}
-		object, err := w.object(frame.Type, frame.Object)
+		object, err := w.object(typ, raw)
 		if err != nil {
 			return
 		}
 		select {
-		case w.events <- watch.Event{Type: frame.Type, Object: object}:
+		case w.events <- watch.Event{Type: typ, Object: object}:
 		case <-ctx.Done():
 			return
 		}
