@@ -8,11 +8,11 @@ type Counters struct {
 	Waiting int64 // of these, how many wait for their turn at a first push
 	Total   uint64
 	Shed    uint64          // refused because of load
-	Types   [5]TypeCounters // clusters, endpoints, listeners, routes, all others
+	Types   [6]TypeCounters // clusters, endpoints, listeners, routes, virtual hosts, all others
 }
 
 // TypeNames are the usual short names for Counters.Types.
-var TypeNames = [5]string{"cds", "eds", "lds", "rds", "other"}
+var TypeNames = [6]string{"cds", "eds", "lds", "rds", "vhds", "other"}
 
 // TypeCounters counts responses of one type.
 type TypeCounters struct {
@@ -26,7 +26,7 @@ type TypeCounters struct {
 type counters struct {
 	streams, waiting atomic.Int64
 	total, shed      atomic.Uint64
-	types            [5]struct {
+	types            [6]struct {
 		responses, resources, removed, bytes, refused atomic.Uint64
 	}
 }

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"slices"
 	"strconv"
 	"time"
 )
@@ -12,13 +13,16 @@ func (s *session) next() *response {
 	if f == nil {
 		return nil
 	}
-	return &response{typeURL: t.url, nonce: f.nonce, revision: f.revision, resources: f.resources, removed: f.removed}
+	return &response{typeURL: t.url, nonce: f.nonce, revision: f.revision, resources: f.resources, aliases: f.aliases, removed: f.removed}
 }
 
 // take puts the next response in flight, whatever form it is sent in.
 func (s *session) take() (*typeState, *flight) {
 	if !s.holdUntil.IsZero() && !s.now().Before(s.holdUntil) {
 		s.holdUntil = time.Time{}
+	}
+	if s.unhosted != nil && !s.now().Before(s.hostBy) {
+		s.matchHosts()
 	}
 	if t := s.rank(rankCluster); t != nil {
 		t.removals.ripen(s.now(), s.push)
@@ -47,12 +51,16 @@ func (s *session) update(t *typeState) *flight {
 		return f
 	}
 	b := &builder{session: s, typ: t, flight: &flight{push: never, revision: s.view.Revision()}}
-	// A route that is asked for must not name clusters that are still to be sent.
-	if t.rank != rankRoute || !s.behind(rankListener) {
+	// A route that is asked for must not name clusters that are still to be sent, and
+	// hosts come right behind their route.
+	if t.rank != rankRoute && t.rank != rankHost || !s.behind(rankListener) && !s.routeDue(t) {
 		b.answers()
 	}
 	if s.turn(t) {
 		b.changes()
+		if t.rank == rankHost {
+			s.removedHosts(t, b.flight)
+		}
 	}
 	f := b.flight
 	f.last = t.answers.len() == b.awaited && t.changed.len() == 0
@@ -78,7 +86,17 @@ func (t *typeState) wildcardAnswerable() bool { return t.answers.len() > 0 }
 // after the clusters and endpoints of the same push are in place, routes after
 // listeners. Within endpoints it is decided by name.
 func (s *session) turn(t *typeState) bool {
-	return t.rank != rankListener && t.rank != rankRoute || !s.behind(t.rank)
+	return t.rank < rankListener || t.rank > rankHost || !s.behind(t.rank) && !s.routeDue(t)
+}
+
+// routeDue says that hosts wait for a route that was asked for and is still to be
+// sent.
+func (s *session) routeDue(t *typeState) bool {
+	if t.rank != rankHost {
+		return false
+	}
+	routes := s.rank(rankRoute)
+	return routes != nil && slices.ContainsFunc(routes.answers.names, func(name string) bool { return !s.awaiting(routes, name) })
 }
 
 // behind says that changes of a type before rank are still to be sent, or not in
@@ -116,6 +134,23 @@ func (b *builder) add(r *Resource, push uint64) bool {
 	return true
 }
 
+// find gives what answers a name. Where that has another name, it carries this one
+// as an alias.
+func (b *builder) find(name string) *Resource {
+	answer := name
+	if other, ok := b.typ.resolved[name]; ok {
+		answer = other
+	}
+	r := b.session.given(b.session.view, b.typ, answer)
+	if r != nil && answer != name {
+		if b.flight.aliases == nil {
+			b.flight.aliases = map[string][]string{}
+		}
+		b.flight.aliases[answer] = append(b.flight.aliases[answer], name)
+	}
+	return r
+}
+
 // answers takes what was subscribed to just now. It waits for nothing: the proxy
 // holds up its other types until it has it.
 func (b *builder) answers() {
@@ -126,7 +161,12 @@ func (b *builder) answers() {
 	left := q.names[:0]
 	b.in = make(map[string]struct{}, len(q.names))
 	for i, name := range q.names {
-		r := b.session.view.Get(t.url, name)
+		r := b.find(name)
+		if r != nil {
+			if _, ok := b.in[r.Name]; ok {
+				continue
+			}
+		}
 		switch {
 		case r == nil && b.session.awaiting(t, name):
 			if t.wants(name) {
@@ -134,9 +174,9 @@ func (b *builder) answers() {
 				b.awaited++
 			}
 			continue
-		case r == nil || !t.wants(name):
+		case r == nil:
 			// What the proxy may still use is told with the removals, in their order.
-			if t.wants(name) && !t.removals.has(name) {
+			if b.session.subscribed(t, name) && !t.removals.has(name) {
 				b.flight.removed = append(b.flight.removed, name)
 				b.flight.push = min(b.flight.push, q.since)
 			}
@@ -145,7 +185,7 @@ func (b *builder) answers() {
 			q.keep(left)
 			return
 		default:
-			b.in[name] = struct{}{}
+			b.in[r.Name] = struct{}{}
 			b.flight.answers = true
 		}
 	}
@@ -169,10 +209,10 @@ func (b *builder) changes() {
 			left = append(left, name)
 			continue
 		}
-		if _, ok := b.in[name]; ok || !t.wants(name) {
+		if _, ok := b.in[name]; ok {
 			continue
 		}
-		r := b.session.view.Get(t.url, name)
+		r := b.session.given(b.session.view, t, name)
 		if r == nil || t.refusedAt(r) {
 			continue
 		}
@@ -192,7 +232,7 @@ func (s *session) removal(t *typeState) *flight {
 	f := &flight{removal: true, push: t.removals.oldest(), revision: s.view.Revision()}
 	for _, name := range t.removals.before(s.removable(t)) {
 		// The proxy may have given it up, or it may exist again, by now.
-		if t.wants(name) && s.view.Get(t.url, name) == nil {
+		if s.subscribed(t, name) && s.given(s.view, t, name) == nil {
 			f.removed = append(f.removed, name)
 		}
 	}
@@ -204,15 +244,15 @@ func (s *session) removal(t *typeState) *flight {
 
 // removable is the oldest push whose removals of a type must wait. Removals come
 // after the updates of their push; what is used goes after what used it is gone:
-// listeners, routes, clusters, endpoints. An update that was refused left the old
+// listeners, routes, their hosts, clusters, endpoints. An update that was refused left the old
 // version in use, and so holds back the removals too.
 func (s *session) removable(t *typeState) uint64 {
 	if t.rank == rankOther {
 		return never
 	}
 	clusters, endpoints := s.rank(rankCluster), s.rank(rankEndpoint)
-	listeners, routes := s.rank(rankListener), s.rank(rankRoute)
-	limit := min(clusters.unsent(), endpoints.unsent(), listeners.unsent(), routes.unsent())
+	listeners, routes, hosts := s.rank(rankListener), s.rank(rankRoute), s.rank(rankHost)
+	limit := min(clusters.unsent(), endpoints.unsent(), listeners.unsent(), routes.unsent(), hosts.unsent())
 	if t.rank == rankListener {
 		return limit
 	}
@@ -224,14 +264,22 @@ func (s *session) removable(t *typeState) uint64 {
 		return 0
 	}
 	limit = min(limit, routes.unaccepted(), routes.unremoved())
+	if t.rank == rankHost {
+		return limit
+	}
+	limit = min(limit, hosts.unaccepted(), hosts.unremoved())
 	if t.rank == rankCluster {
 		return limit
 	}
 	return min(limit, clusters.unremoved())
 }
 
-// held says that a proxy that reconnected has not caught up with listeners yet.
+// held says that a proxy that reconnected has not caught up with listeners yet, or
+// has not said which hosts of its routes it has.
 func (s *session) held(listeners *typeState) bool {
+	if s.unhosted != nil {
+		return true
+	}
 	if s.holdUntil.IsZero() {
 		return false
 	}

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"math"
+	"slices"
 	"time"
 )
 
@@ -25,9 +26,15 @@ func (q *queue) oldest() uint64 {
 	return q.since
 }
 
-// fill adds names known to be distinct to an empty queue.
-func (q *queue) fill(names []string, push uint64) {
-	q.names, q.member, q.since = names, nil, push
+// addAll adds names that are distinct.
+func (q *queue) addAll(names []string, push uint64) {
+	if len(q.names) == 0 {
+		q.names, q.member, q.since = names, nil, push
+		return
+	}
+	for _, name := range names {
+		q.add(name, push)
+	}
 }
 
 func (q *queue) add(name string, push uint64) {
@@ -96,6 +103,37 @@ func (q *removals) add(name string, push uint64, due time.Time) {
 		r.ripe = push
 	}
 	q.list = append(q.list, r)
+}
+
+// again adds what was taken out in vain.
+func (q *removals) again(names []string, push uint64) {
+	for _, name := range names {
+		if _, ok := q.live[name]; ok {
+			continue
+		}
+		if q.live == nil {
+			q.live = map[string]uint64{}
+		}
+		q.live[name] = push
+		q.list = slices.Insert(q.list, 0, removal{name: name, push: push, ripe: push})
+	}
+}
+
+// take takes out the names that are gone.
+func (q *removals) take(gone func(name string) bool) (names []string) {
+	q.list = slices.DeleteFunc(q.list, func(r removal) bool {
+		if !q.holds(r) {
+			return true
+		}
+		if r.ripe == 0 || !gone(r.name) {
+			return false
+		}
+		delete(q.live, r.name)
+		names = append(names, r.name)
+		return true
+	})
+	q.trim()
+	return names
 }
 
 func (q *removals) has(name string) bool {

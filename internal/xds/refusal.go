@@ -43,16 +43,25 @@ func (s *session) accept(t *typeState, f *flight) {
 		// A listener may have been refused because one that is gone by now had
 		// its address.
 		if t.rank == rankListener {
-			for name, was := range t.refused {
-				t.changed.add(name, was.push)
-			}
-			t.refused = nil
+			t.reconsider()
 		}
 		return
+	}
+	// And a virtual host because another had its domain.
+	if t.rank == rankHost && len(f.removed) > 0 {
+		t.reconsider()
 	}
 	if f.last && len(t.retries) == 0 {
 		s.report(t, f.revision)
 	}
+}
+
+// reconsider has what was refused sent again.
+func (t *typeState) reconsider() {
+	for name, was := range t.refused {
+		t.changed.add(name, was.push)
+	}
+	t.refused = nil
 }
 
 // refuse remembers what was refused, if it was one resource, and else has the
@@ -70,7 +79,9 @@ func (s *session) refuse(t *typeState, f *flight, detail string) {
 	} else {
 		s.mark(t, f, names, detail)
 	}
-	if len(names) > 0 {
+	if len(names) > 0 && t.rank == rankHost {
+		t.removals.again(f.removed, f.push)
+	} else if len(names) > 0 {
 		// Removals of a refused response did not happen either.
 		for _, name := range f.removed {
 			t.answers.add(name, f.push)
@@ -85,7 +96,7 @@ func (s *session) mark(t *typeState, f *flight, names []string, detail string) {
 	s.log.Warn("proxy refused configuration", slog.String("type", t.url), slog.Any("names", names[:min(len(names), 10)]),
 		slog.Int("count", len(names)), slog.String("detail", detail))
 	for _, r := range f.resources {
-		if !t.wants(r.Name) || s.view.Get(t.url, r.Name) == nil {
+		if s.given(s.view, t, r.Name) == nil {
 			continue // given up, or gone, meanwhile
 		}
 		if t.refused == nil {
@@ -122,11 +133,14 @@ func (s *session) retry(t *typeState) *flight {
 			if t.changed.has(name) {
 				continue // a newer version, which comes next
 			}
-			if r := s.view.Get(t.url, name); r != nil && t.wants(name) && !t.refusedAt(r) {
+			if r := s.given(s.view, t, name); r != nil && !t.refusedAt(r) {
 				f.resources = append(f.resources, r)
 			}
 		}
 		if len(f.resources) > 0 {
+			if t.rank == rankHost {
+				s.removedHosts(t, f)
+			}
 			f.last = t.answers.len() == 0 && t.changed.len() == 0
 			return f
 		}

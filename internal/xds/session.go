@@ -3,6 +3,7 @@ package xds
 import (
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -42,6 +43,10 @@ type session struct {
 	// when listeners have been brought up to date too, or have not been asked for
 	// until this time.
 	holdUntil time.Time
+	// Routes that a reconnecting proxy brought along, while it has not said which of
+	// their hosts it has, and has until hostBy to do so.
+	unhosted map[string]struct{}
+	hostBy   time.Time
 	// Clusters sent after a reconnect, before endpoints are subscribed to: their
 	// endpoints are sent even if the proxy has them.
 	unfollowed map[string]struct{}
@@ -82,17 +87,12 @@ func (s *session) receive(req *discoveryv3.DeltaDiscoveryRequest) error {
 	}
 	t := s.find(req.TypeUrl)
 	if t == nil {
-		if len(s.types) == maxTypes {
+		if len(s.types) >= maxTypes {
 			return status.Errorf(codes.ResourceExhausted, "stream subscribes to more than %d types", maxTypes)
 		}
-		t = &typeState{url: req.TypeUrl, rank: rankOf(req.TypeUrl)}
-		i, _ := slices.BinarySearchFunc(s.types, t.rank, func(u *typeState, rank int) int {
-			if u.rank <= rank {
-				return -1
-			}
-			return 1
-		})
-		s.types = slices.Insert(s.types, i, t)
+		t = s.add(req.TypeUrl)
+	}
+	if !t.opened && req.ResponseNonce == "" {
 		return s.open(t, req)
 	}
 	if req.ResponseNonce != "" {
@@ -102,14 +102,28 @@ func (s *session) receive(req *discoveryv3.DeltaDiscoveryRequest) error {
 	return s.subscribe(t, req.ResourceNamesSubscribe)
 }
 
+// add makes the state of a type.
+func (s *session) add(typeURL string) *typeState {
+	t := &typeState{url: typeURL, rank: rankOf(typeURL)}
+	i, _ := slices.BinarySearchFunc(s.types, t.rank, func(u *typeState, rank int) int {
+		if u.rank <= rank {
+			return -1
+		}
+		return 1
+	})
+	s.types = slices.Insert(s.types, i, t)
+	return t
+}
+
 // open takes in the first request for a type.
 func (s *session) open(t *typeState, req *discoveryv3.DeltaDiscoveryRequest) error {
-	t.owed = true
+	t.opened = true
+	t.owed = t.rank != rankHost // hosts are not waited for where nothing was asked
 	t.initial = req.InitialResourceVersions
 	subscribe := req.ResourceNamesSubscribe
 	// A first request without names is the older form of "*", but for the types
 	// that are only ever subscribed to by name: there it means nothing, so far.
-	if len(subscribe) == 0 && t.rank != rankEndpoint && t.rank != rankRoute {
+	if len(subscribe) == 0 && t.rank != rankEndpoint && t.rank != rankRoute && t.rank != rankHost {
 		subscribe = []string{"*"}
 	}
 	if t.rank == rankCluster && len(t.initial) > 0 {
@@ -119,8 +133,12 @@ func (s *session) open(t *typeState, req *discoveryv3.DeltaDiscoveryRequest) err
 	if err := s.subscribe(t, subscribe); err != nil {
 		return err
 	}
-	if t.rank == rankEndpoint {
+	switch {
+	case t.rank == rankEndpoint:
 		s.unfollowed = nil
+	case t.rank == rankHost:
+		s.openHosts()
+		return nil
 	}
 	if !t.filling {
 		t.initial = nil
@@ -141,10 +159,12 @@ func (s *session) subscribe(t *typeState, names []string) error {
 	t.names.grow(len(names))
 	for _, name := range names {
 		if name == "*" {
-			t.wildcard, t.filling, t.owed = true, true, true
+			if t.rank != rankHost { // of which routes are the wildcard
+				t.wildcard, t.filling, t.owed = true, true, true
+			}
 			continue
 		}
-		t.names.add(name)
+		s.ask(t, name)
 		if s.current(t, name) {
 			continue
 		}
@@ -152,12 +172,18 @@ func (s *session) subscribe(t *typeState, names []string) error {
 		t.answers.add(name, s.push)
 	}
 	s.fill(t)
+	if t.rank == rankRoute {
+		s.host(t, names)
+	}
 	return nil
 }
 
 // current says that the proxy brought the newest version of a name, and needs no
 // answer but the one that every first request gets.
 func (s *session) current(t *typeState, name string) bool {
+	if answer, ok := t.resolved[name]; ok {
+		name = answer
+	}
 	version, ok := t.initial[name]
 	if !ok {
 		return false
@@ -169,6 +195,35 @@ func (s *session) current(t *typeState, name string) bool {
 	return r != nil && r.Version == version
 }
 
+// subscribed says that a name is among those that the proxy asked for, by itself,
+// by "*" or, a virtual host, by its route.
+func (s *session) subscribed(t *typeState, name string) bool {
+	if t.wants(name) {
+		return true
+	}
+	if t.rank != rankHost {
+		return false
+	}
+	routes := s.rank(rankRoute)
+	return routes != nil && routes.wants(routeOf(name))
+}
+
+// given is what a View gives the proxy under a name; nil if nothing.
+func (s *session) given(v View, t *typeState, name string) *Resource {
+	if _, alias := t.resolved[name]; alias || t.rank == rankHost && strings.HasSuffix(name, none) {
+		return nil
+	}
+	if !t.names.has(name) {
+		if !s.subscribed(t, name) {
+			return nil
+		}
+		if scoped, ok := v.(Scoped); ok && !scoped.Covers(t.url, name) {
+			return nil
+		}
+	}
+	return v.Get(t.url, name)
+}
+
 func (s *session) unsubscribe(t *typeState, names []string) {
 	if len(names) == 0 {
 		return
@@ -178,9 +233,14 @@ func (s *session) unsubscribe(t *typeState, names []string) {
 			t.wildcard, t.filling, t.initial = false, false, nil
 			continue
 		}
-		t.names.remove(name)
+		if answer := s.unask(t, name); answer != "" && s.subscribed(t, answer) {
+			t.answers.add(answer, s.push)
+		}
 		delete(t.refused, name)
-		if t.wildcard {
+		if t.rank == rankRoute {
+			s.forgetHosts(name)
+		}
+		if s.subscribed(t, name) {
 			// The proxy can't know whether "*" still gives it this one.
 			t.answers.add(name, s.push)
 			continue
@@ -209,16 +269,10 @@ func (s *session) fill(t *typeState) {
 		}
 		names = append(names, r.Name)
 	}
-	if t.changed.len() == 0 {
-		t.changed.fill(names, s.push)
-	} else {
-		for _, name := range names {
-			t.changed.add(name, s.push)
-		}
-	}
+	t.changed.addAll(names, s.push)
 	if seen < len(t.initial) {
 		for name := range t.initial {
-			if s.view.Get(t.url, name) == nil {
+			if s.given(s.view, t, name) == nil {
 				t.removals.add(name, s.push, s.due(t))
 			}
 		}
@@ -241,10 +295,13 @@ func (s *session) refresh() {
 		wasFilling := t.filling
 		s.fill(t)
 		for _, name := range changed[t.url] {
-			if wasFilling && !t.names.has(name) || !t.wants(name) {
+			if wasFilling && !t.names.has(name) || !s.subscribed(t, name) || s.reask(old, t, name) {
 				continue
 			}
-			was, is := old.Get(t.url, name), view.Get(t.url, name)
+			was, is := s.given(old, t, name), s.given(view, t, name)
+			if t.rank == rankRoute && !isSplit(old, name) && isSplit(view, name) {
+				s.fillHosts(name)
+			}
 			switch {
 			case is == nil && was != nil:
 				delete(t.refused, name)
@@ -299,6 +356,9 @@ func (s *session) wake() (time.Time, bool) {
 		if at, ok := t.removals.unripe(); ok && (s.holdUntil.IsZero() || at.Before(s.holdUntil)) {
 			return at, true
 		}
+	}
+	if s.unhosted != nil && (s.holdUntil.IsZero() || s.hostBy.Before(s.holdUntil)) {
+		return s.hostBy, true
 	}
 	return s.holdUntil, !s.holdUntil.IsZero()
 }

@@ -21,6 +21,7 @@ import (
 type script struct {
 	t    *testing.T
 	mesh *xdstest.Mesh
+	node *corev3.Node
 	sub  xds.Subscription
 	s    xds.Session
 	now  time.Time
@@ -28,7 +29,7 @@ type script struct {
 }
 
 var short = map[string]string{
-	xds.ClusterType: "cds", xds.EndpointType: "eds", xds.ListenerType: "lds", xds.RouteType: "rds", xds.NameType: "name",
+	xds.ClusterType: "cds", xds.EndpointType: "eds", xds.ListenerType: "lds", xds.RouteType: "rds", xds.VirtualHostType: "vh", xds.NameType: "name",
 }
 
 func long(s string) string {
@@ -41,14 +42,24 @@ func long(s string) string {
 }
 
 func newScript(t *testing.T, chunk int) *script {
-	c := &script{t: t, mesh: xdstest.NewMesh(), now: time.Unix(0, 0)}
+	c := &script{t: t, mesh: xdstest.NewMesh(), node: &corev3.Node{}, now: time.Unix(0, 0)}
 	c.connect(chunk)
 	return c
 }
 
+// run performs lines, each with what is sent then.
+func (c *script) run(lines [][2]string) {
+	c.t.Helper()
+	for i, l := range lines {
+		if got := c.do(l[0]); got != l[1] {
+			c.t.Fatalf("line %d: %s: sent %q, want %q", i+1, l[0], got, l[1])
+		}
+	}
+}
+
 func (c *script) connect(chunk int) {
 	var err error
-	if c.sub, err = c.mesh.Connect(context.Background(), xds.Peer{}, &corev3.Node{}); err != nil {
+	if c.sub, err = c.mesh.Connect(context.Background(), xds.Peer{}, c.node); err != nil {
 		c.t.Fatal(err)
 	}
 	c.s = xds.NewSession(c.sub, chunk, func() time.Time { return c.now })
@@ -85,6 +96,15 @@ func (c *script) do(line string) string {
 		<-c.sub.Changed()
 		c.s.Refresh()
 		return c.sent()
+	case "cover":
+		c.mesh.Cover(long(kind), strings.Fields(args)...)
+		<-c.sub.Changed()
+		c.s.Refresh()
+		return c.sent()
+	case "reconnect":
+		c.sub.Close()
+		c.connect(1 << 20)
+		return ""
 	case "wait":
 		c.now = c.now.Add(time.Minute)
 		return c.sent()
@@ -94,7 +114,7 @@ func (c *script) do(line string) string {
 		req.InitialResourceVersions = map[string]string{}
 		for _, f := range strings.Fields(args) {
 			name, body, ok := strings.Cut(f, "=")
-			if kind == "eds" || kind == "rds" {
+			if kind == "eds" || kind == "rds" || !ok {
 				req.ResourceNamesSubscribe = append(req.ResourceNamesSubscribe, name)
 			}
 			if ok {
@@ -126,6 +146,9 @@ func (c *script) sent() string {
 		line := kind
 		for _, r := range resp.Resources {
 			line += fmt.Sprintf(" %s=%s", r.Name, r.Resource.Value)
+			for _, alias := range r.Aliases {
+				line += "@" + alias
+			}
 		}
 		slices.Sort(resp.RemovedResources)
 		for _, name := range resp.RemovedResources {
@@ -218,17 +241,9 @@ func TestSession(t *testing.T) {
 			}
 			c := newScript(t, tt.chunk)
 			if tt.up {
-				for _, l := range up {
-					if got := c.do(l[0]); got != l[1] {
-						t.Fatalf("up: %s: sent %q, want %q", l[0], got, l[1])
-					}
-				}
+				c.run(up)
 			}
-			for i, l := range tt.lines {
-				if got := c.do(l[0]); got != l[1] {
-					t.Fatalf("line %d: %s: sent %q, want %q", i+1, l[0], got, l[1])
-				}
-			}
+			c.run(tt.lines)
 		})
 	}
 }
@@ -238,7 +253,7 @@ func TestSession(t *testing.T) {
 func TestRemovedClustersLinger(t *testing.T) {
 	c := newScript(t, 1<<20)
 	c.s.SetLinger(2 * time.Second)
-	for _, l := range [][2]string{
+	c.run([][2]string{
 		{"set cds/a=1 cds/b=1 eds/a=1 eds/b=1 lds/l=1 rds/r=1", ""},
 		{"sub cds *", "cds a=1 b=1"}, {"ack cds", ""},
 		{"sub eds a b", "eds a=1 b=1"}, {"ack eds", ""},
@@ -247,11 +262,7 @@ func TestRemovedClustersLinger(t *testing.T) {
 		{"set -cds/a -eds/a", ""}, {"set rds/r=2", "rds r=2"}, {"wait", ""}, {"ack rds", "cds -a"}, {"ack cds", "eds -a"}, {"ack eds", ""},
 		{"set -cds/b", ""}, {"set cds/b=2", "cds b=2; eds b=1"}, {"ack cds", ""}, {"ack eds", ""}, {"wait", ""},
 		{"set -cds/b", ""},
-	} {
-		if got := c.do(l[0]); got != l[1] {
-			t.Fatalf("%s: sent %q, want %q", l[0], got, l[1])
-		}
-	}
+	})
 	if got := c.s.Wake(); got != 2*time.Second {
 		t.Errorf("the session wakes in %v, want 2 s", got)
 	}

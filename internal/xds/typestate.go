@@ -6,6 +6,7 @@ const (
 	rankEndpoint
 	rankListener
 	rankRoute
+	rankHost
 	rankOther
 )
 
@@ -19,6 +20,8 @@ func rankOf(typeURL string) int {
 		return rankListener
 	case RouteType:
 		return rankRoute
+	case VirtualHostType:
+		return rankHost
 	}
 	return rankOther
 }
@@ -32,8 +35,11 @@ type typeState struct {
 
 	whole bool // never split over several responses
 
+	opened   bool // by the proxy
 	wildcard bool
 	names    nameSet
+	resolved map[string]string   // names asked for → what answers them, where that is another
+	derived  map[string]struct{} // what is among names only because it does so
 
 	owed    bool              // a response is due, be it empty
 	filling bool              // "*" is subscribed to and the View awaits its content
@@ -68,6 +74,7 @@ type flight struct {
 	nonce     string
 	revision  uint64
 	resources []*Resource
+	aliases   map[string][]string // by name of a resource: what else it answers
 	removed   []string
 	removal   bool   // removes what existed, and does nothing else
 	push      uint64 // the oldest push that it holds something of
@@ -75,6 +82,7 @@ type flight struct {
 	answers   bool   // it holds something that was subscribed to just now
 }
 
+// wants says that the proxy asked for a name, by itself or by "*".
 func (t *typeState) wants(name string) bool { return t.wildcard || t.names.has(name) }
 
 // arriving says that clusters, or endpoints that one waits for, are on their way.

@@ -132,11 +132,12 @@ type Splitter interface {
 // ask by name. What is asked for and unknown it answers with a placeholder, so that
 // the real one is a change like any other.
 type Scoped interface {
-	// Covers says whether a name is given to a proxy that subscribes to "*" (for
-	// virtual hosts: to their route).
+	// Covers says whether a name, of what exists, is given to a proxy that subscribes
+	// to "*" (for virtual hosts: to their route). Take reports names that become so.
 	Covers(typeURL, name string) bool
 	// Resolve says which resource answers a name that is asked for: the name itself,
 	// or, for a virtual host asked for as ROUTE/DOMAIN, the one that has that domain.
-	// The answer carries the name asked for as alias.
+	// The answer carries the name asked for as alias. Take reports a name asked for
+	// when another resource answers it than before.
 	Resolve(typeURL, name string) string
 }

@@ -9,6 +9,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -37,7 +38,8 @@ func Raw(typeURL, name string, b []byte) *xds.Resource {
 	}
 }
 
-// Mesh is an xds.Mesh that gives every proxy the same, set by the test.
+// Mesh is an xds.Mesh that gives every proxy the same, set by the test. A proxy that
+// takes split routes is given virtual hosts by themselves.
 type Mesh struct {
 	// Refuse, if set, is what Connect answers.
 	Refuse func(xds.Peer, *corev3.Node) error
@@ -45,6 +47,8 @@ type Mesh struct {
 	mu       sync.Mutex
 	revision uint64
 	types    map[string]map[string]*xds.Resource
+	scoped   bool
+	covered  map[string]bool // type and name
 	subs     map[*Subscription]struct{}
 	log      []Report
 	total    int
@@ -67,6 +71,7 @@ func NewMesh() *Mesh {
 func (m *Mesh) Update(set []*xds.Resource, remove map[string][]string) uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	before := m.view(true)
 	m.revision++
 	changed := map[string][]string{}
 	own := func(typeURL string) map[string]*xds.Resource {
@@ -90,13 +95,53 @@ func (m *Mesh) Update(set []*xds.Resource, remove map[string][]string) uint64 {
 			changed[url] = append(changed[url], name)
 		}
 	}
+	m.tell(before, changed)
+	return m.revision
+}
+
+func (m *Mesh) tell(before view, changed map[string][]string) {
+	after := m.view(true)
 	for sub := range m.subs {
 		for url, names := range changed {
 			sub.changed[url] = append(sub.changed[url], names...)
 		}
+		for name := range sub.asked {
+			if m.scoped && before.resolve(name) != after.resolve(name) {
+				sub.changed[xds.VirtualHostType] = append(sub.changed[xds.VirtualHostType], name)
+			}
+		}
 		sub.signal()
 	}
-	return m.revision
+}
+
+// Cover makes the mesh on-demand, and gives these names of a type to all the same.
+func (m *Mesh) Cover(typeURL string, names ...string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	before := m.view(true)
+	m.revision++
+	m.scoped = true
+	m.covered = maps.Clone(m.covered)
+	if m.covered == nil {
+		m.covered = map[string]bool{}
+	}
+	for _, name := range names {
+		m.covered[typeURL+" "+name] = true
+	}
+	m.tell(before, map[string][]string{typeURL: names})
+}
+
+// view is what a proxy is given now, with mu held.
+func (m *Mesh) view(split bool) view {
+	return view{revision: m.revision, types: m.types, split: split, covered: m.covered}
+}
+
+// form is the View that a proxy sees.
+func (m *Mesh) form(v view) xds.View {
+	if m.scoped {
+		return scopedView{v}
+	}
+	return v
 }
 
 // Set is Update without removals.
@@ -111,7 +156,7 @@ func (m *Mesh) Remove(typeURL string, names ...string) uint64 {
 func (m *Mesh) Current() xds.View {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return view{m.revision, m.types}
+	return m.form(m.view(true))
 }
 
 // Reports returns what proxies answered so far.
@@ -164,7 +209,8 @@ func (m *Mesh) Connect(_ context.Context, peer xds.Peer, node *corev3.Node) (xds
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	sub := &Subscription{mesh: m, changed: map[string][]string{}, notify: make(chan struct{}, 1)}
+	sub := &Subscription{mesh: m, changed: map[string][]string{}, asked: map[string]bool{}, notify: make(chan struct{}, 1),
+		split: slices.Contains(node.GetClientFeatures(), xds.SplitRoutesFeature)}
 	m.subs[sub] = struct{}{}
 	m.total++
 	return sub, nil
@@ -173,8 +219,32 @@ func (m *Mesh) Connect(_ context.Context, peer xds.Peer, node *corev3.Node) (xds
 // Subscription implements xds.Subscription.
 type Subscription struct {
 	mesh    *Mesh
+	split   bool
 	changed map[string][]string
+	asked   map[string]bool // virtual hosts
 	notify  chan struct{}
+}
+
+// Subscribed implements xds.Interest.
+func (s *Subscription) Subscribed(typeURL string, names []string) {
+	s.mesh.mu.Lock()
+	defer s.mesh.mu.Unlock()
+	if typeURL == xds.VirtualHostType {
+		for _, name := range names {
+			s.asked[name] = true
+		}
+	}
+}
+
+// Unsubscribed implements xds.Interest.
+func (s *Subscription) Unsubscribed(typeURL string, names []string) {
+	s.mesh.mu.Lock()
+	defer s.mesh.mu.Unlock()
+	if typeURL == xds.VirtualHostType {
+		for _, name := range names {
+			delete(s.asked, name)
+		}
+	}
 }
 
 func (s *Subscription) signal() {
@@ -185,7 +255,11 @@ func (s *Subscription) signal() {
 }
 
 // View implements xds.Subscription.
-func (s *Subscription) View() xds.View { return s.mesh.Current() }
+func (s *Subscription) View() xds.View {
+	s.mesh.mu.Lock()
+	defer s.mesh.mu.Unlock()
+	return s.mesh.form(s.mesh.view(s.split))
+}
 
 // Changed implements xds.Subscription.
 func (s *Subscription) Changed() <-chan struct{} { return s.notify }
@@ -196,7 +270,7 @@ func (s *Subscription) Take() (xds.View, map[string][]string) {
 	defer s.mesh.mu.Unlock()
 	changed := s.changed
 	s.changed = map[string][]string{}
-	return view{s.mesh.revision, s.mesh.types}, changed
+	return s.mesh.form(s.mesh.view(s.split)), changed
 }
 
 // Acknowledged implements xds.Subscription.
@@ -225,6 +299,8 @@ func (s *Subscription) Close() {
 type view struct {
 	revision uint64
 	types    map[string]map[string]*xds.Resource
+	split    bool
+	covered  map[string]bool
 }
 
 func (v view) Revision() uint64 { return v.revision }
@@ -239,4 +315,65 @@ func (v view) All(typeURL string) iter.Seq[*xds.Resource] {
 			}
 		}
 	}
+}
+
+// VirtualHosts implements xds.Splitter.
+func (v view) VirtualHosts(route string) (iter.Seq[*xds.Resource], bool) {
+	if !v.split || v.types[xds.RouteType][route] == nil {
+		return nil, false
+	}
+	return only(v.All(xds.VirtualHostType), func(name string) bool { return strings.HasPrefix(name, route+"/") }), true
+}
+
+func only(all iter.Seq[*xds.Resource], is func(name string) bool) iter.Seq[*xds.Resource] {
+	return func(yield func(*xds.Resource) bool) {
+		for r := range all {
+			if is(r.Name) && !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// resolve finds the virtual host of a route and domain: the body of one names its
+// domains, after "domains=".
+func (v view) resolve(name string) string {
+	route, domain, _ := strings.Cut(name, "/")
+	for _, host := range slices.Sorted(maps.Keys(v.types[xds.VirtualHostType])) {
+		_, domains, _ := strings.Cut(string(v.types[xds.VirtualHostType][host].Body.Value), "domains=")
+		if strings.HasPrefix(host, route+"/") && slices.Contains(strings.Split(domains, ","), domain) {
+			return host
+		}
+	}
+	return name
+}
+
+// scopedView gives what is covered unasked, and placeholders of clusters and virtual
+// hosts for what does not exist.
+type scopedView struct{ view }
+
+func (v scopedView) Covers(typeURL, name string) bool {
+	return v.covered[typeURL+" "+name] && v.types[typeURL][name] != nil
+}
+
+func (v scopedView) Resolve(_, name string) string { return v.resolve(name) }
+
+func (v scopedView) Get(typeURL, name string) *xds.Resource {
+	r := v.types[typeURL][name]
+	if r == nil && (typeURL == xds.ClusterType || typeURL == xds.VirtualHostType && v.resolve(name) == name) {
+		return Raw(typeURL, name, []byte("none"))
+	}
+	return r
+}
+
+func (v scopedView) All(typeURL string) iter.Seq[*xds.Resource] {
+	return only(v.view.All(typeURL), func(name string) bool { return v.Covers(typeURL, name) })
+}
+
+func (v scopedView) VirtualHosts(route string) (iter.Seq[*xds.Resource], bool) {
+	hosts, split := v.view.VirtualHosts(route)
+	if !split {
+		return nil, false
+	}
+	return only(hosts, func(name string) bool { return v.Covers(xds.VirtualHostType, name) }), true
 }
