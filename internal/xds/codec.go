@@ -138,7 +138,7 @@ func TransportOptions() []grpc.ServerOption {
 
 // Marshal implements encoding.CodecV2.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	if r, ok := v.(*response); ok {
+	if r, ok := v.(interface{ buffers() mem.BufferSlice }); ok {
 		return r.buffers(), nil
 	}
 	return c.CodecV2.Marshal(v)

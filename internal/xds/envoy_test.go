@@ -36,7 +36,7 @@ func serveUnix(t *testing.T, mesh xds.Mesh, opts xds.Options) (*xds.Server, stri
 	opts.Authenticate = xds.PeerAddress
 	opts.Log = slog.New(slog.DiscardHandler)
 	s := xds.NewServer(mesh, opts)
-	g := grpc.NewServer()
+	g := grpc.NewServer(xds.TransportOptions()...)
 	s.Register(g)
 	go func() { _ = g.Serve(l) }() // ends with Stop
 	t.Cleanup(g.Stop)
@@ -118,7 +118,7 @@ func serveAgain(t *testing.T, mesh xds.Mesh, socket string) (*xds.Server, *grpc.
 		t.Fatal(err)
 	}
 	s := xds.NewServer(mesh, xds.Options{Authenticate: xds.PeerAddress, Log: slog.New(slog.DiscardHandler)})
-	g := grpc.NewServer()
+	g := grpc.NewServer(xds.TransportOptions()...)
 	s.Register(g)
 	go func() { _ = g.Serve(l) }() // ends with Stop
 	return s, g

@@ -63,28 +63,36 @@ func (s *nameSet) grow(n int) {
 	}
 }
 
-func (s *nameSet) add(name string) {
+// nameCost is about what a name that nobody else subscribes to takes, in bytes.
+func nameCost(name string) int { return len(name) + 64 }
+
+// add says whether a name is new.
+func (s *nameSet) add(name string) bool {
 	s.grow(1)
 	h := unique.Make(name)
-	if i := s.find(h); s.slots[i] != h {
-		s.slots[i] = h
-		s.used++
+	i := s.find(h)
+	if s.slots[i] == h {
+		return false
 	}
+	s.slots[i] = h
+	s.used++
+	return true
 }
 
-func (s *nameSet) remove(name string) {
+// remove says whether a name was in the set.
+func (s *nameSet) remove(name string) bool {
 	if s.used == 0 {
-		return
+		return false
 	}
 	h := unique.Make(name)
 	hole := s.find(h)
 	if s.slots[hole] != h {
-		return
+		return false
 	}
 	s.used--
 	if s.used == 0 {
 		*s = nameSet{}
-		return
+		return true
 	}
 	// Names behind the hole move up, unless that is before their home.
 	n := len(s.slots)
@@ -96,6 +104,7 @@ func (s *nameSet) remove(name string) {
 		}
 	}
 	s.slots[hole] = unique.Handle[string]{}
+	return true
 }
 
 // all yields the names.

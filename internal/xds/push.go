@@ -13,7 +13,12 @@ func (s *session) next() *response {
 	if f == nil {
 		return nil
 	}
+<<<<<<< internal/xds/push.go
+	s.counters.sent(t.rank, f.resources, len(f.removed))
+	return &response{typeURL: t.url, nonce: f.nonce, revision: f.revision, resources: f.resources, removed: f.removed}
+=======
 	return &response{typeURL: t.url, nonce: f.nonce, revision: f.revision, resources: f.resources, aliases: f.aliases, removed: f.removed}
+>>>>>>> /tmp/xm.new
 }
 
 // take puts the next response in flight, whatever form it is sent in.
@@ -298,7 +303,6 @@ func (s *session) launch(t *typeState, f *flight) {
 	if t.rank == rankCluster {
 		s.follow(f.resources)
 	}
-	s.counters.sent(t.rank, f)
 }
 
 // follow sends the endpoints of clusters that were sent, changed or not: a

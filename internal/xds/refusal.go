@@ -1,14 +1,15 @@
 package xds
 
 import (
+	"context"
 	"log/slog"
 	"strings"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
 
-// maxTries bounds the refusals that are spent on finding the culprits of one
-// refused response. Past it, what is refused together stays refused together.
+// maxTries bounds the refusals in a row that are spent on finding culprits. Past
+// it, what is refused together stays refused together, until something is accepted.
 const maxTries = 128
 
 // maxDetail bounds what is kept of a proxy's own words.
@@ -27,9 +28,6 @@ func (s *session) answer(t *typeState, req *discoveryv3.DeltaDiscoveryRequest) {
 		detail := req.ErrorDetail.GetMessage()
 		s.refuse(t, f, detail[:min(len(detail), maxDetail)])
 	}
-	if len(t.retries) == 0 {
-		t.tries = 0
-	}
 }
 
 func (s *session) accept(t *typeState, f *flight) {
@@ -47,9 +45,14 @@ func (s *session) accept(t *typeState, f *flight) {
 		}
 		return
 	}
+<<<<<<< internal/xds/refusal.go
+	if len(t.retries) == 0 {
+		t.tries = 0
+=======
 	// And a virtual host because another had its domain.
 	if t.rank == rankHost && len(f.removed) > 0 {
 		t.reconsider()
+>>>>>>> /tmp/xm.new
 	}
 	if f.last && len(t.retries) == 0 {
 		s.report(t, f.revision)
@@ -93,7 +96,13 @@ func (s *session) mark(t *typeState, f *flight, names []string, detail string) {
 	if len(names) == 0 {
 		names = f.removed
 	}
-	s.log.Warn("proxy refused configuration", slog.String("type", t.url), slog.Any("names", names[:min(len(names), 10)]),
+	// A broken proxy refuses whatever it is sent. All are reported below.
+	level := slog.LevelWarn
+	if s.warned {
+		level = slog.LevelDebug
+	}
+	s.warned = true
+	s.log.Log(context.Background(), level, "proxy refused configuration; what else it refuses is logged at debug level", slog.String("type", t.url), slog.Any("names", names[:min(len(names), 10)]),
 		slog.Int("count", len(names)), slog.String("detail", detail))
 	for _, r := range f.resources {
 		if s.given(s.view, t, r.Name) == nil {

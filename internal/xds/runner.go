@@ -141,6 +141,7 @@ func (r *runner) take(in request) error {
 	if in.err != nil {
 		return ended(in.err)
 	}
+	r.server.counters.requests.Add(1)
 	if err := r.dialect.take(in); err != nil {
 		return err
 	}
@@ -227,9 +228,9 @@ func (r *runner) setWake() {
 	r.wake.Reset(time.Until(at))
 }
 
-// jitter is a time within 10 % after d, so that streams that began together don't
-// end together.
-func jitter(d time.Duration) time.Duration { return d + spread(d/10) }
+// jitter is a time 10 % to 20 % after d: streams that began together don't end
+// together, and do so after gRPC has told the connection, within 10 % of d.
+func jitter(d time.Duration) time.Duration { return d + d/10 + spread(d/10) }
 
 // spread is a random time below d.
 func spread(d time.Duration) time.Duration {

@@ -51,7 +51,7 @@ type Options struct {
 	// that are connected stay. By default there is no limit.
 	MaxStreams int
 	MaxHeap    uint64
-	// MaxStreamAge is the age, plus up to 10 %, at which a stream is ended so that
+	// MaxStreamAge is the age, plus 10 % to 20 %, at which a stream is ended so that
 	// proxies spread over replicas again. A connection must be told before to go
 	// elsewhere: give ServerOptions the same. By default streams don't age.
 	MaxStreamAge time.Duration

@@ -14,7 +14,7 @@ import (
 // Bounds on what one proxy may make the server keep.
 const (
 	maxTypes = 64
-	maxNames = 500_000 // of one type
+	maxNames = 32 << 20 // bytes of all names subscribed to, see nameCost
 )
 
 // session is one stream's protocol state, without the stream: requests and
@@ -28,6 +28,7 @@ type session struct {
 	interest Interest // nil where sub is none
 	refuser  Refuser  // nil where sub is none
 	log      *slog.Logger
+	warned   bool // of a refusal
 	counters *counters
 	now      func() time.Time
 	chunk    int           // bytes of resources that make a response large enough
@@ -38,6 +39,7 @@ type session struct {
 	push  uint64 // counts the Views taken
 	nonce uint64
 	types []*typeState // by rank
+	names int          // bytes of the names subscribed to
 
 	// After a reconnect, what is gone is removed from clusters and endpoints only
 	// when listeners have been brought up to date too, or have not been asked for
@@ -153,9 +155,6 @@ func (s *session) subscribe(t *typeState, names []string) error {
 	if s.interest != nil {
 		s.interest.Subscribed(t.url, names)
 	}
-	if t.names.len()+len(names) > maxNames {
-		return status.Errorf(codes.ResourceExhausted, "stream subscribes to more than %d names of type %s", maxNames, t.url)
-	}
 	t.names.grow(len(names))
 	for _, name := range names {
 		if name == "*" {
@@ -164,7 +163,15 @@ func (s *session) subscribe(t *typeState, names []string) error {
 			}
 			continue
 		}
+<<<<<<< internal/xds/session.go
+		if t.names.add(name) {
+			if s.names += nameCost(name); s.names > maxNames {
+				return status.Errorf(codes.ResourceExhausted, "stream subscribes to more names than fit in %d MiB", maxNames>>20)
+			}
+		}
+=======
 		s.ask(t, name)
+>>>>>>> /tmp/xm.new
 		if s.current(t, name) {
 			continue
 		}
@@ -192,7 +199,11 @@ func (s *session) current(t *typeState, name string) bool {
 		return false
 	}
 	r := s.view.Get(t.url, name)
-	return r != nil && r.Version == version
+	if r == nil || r.Version != version {
+		return false
+	}
+	s.counters.saved(t.rank, r)
+	return true
 }
 
 // subscribed says that a name is among those that the proxy asked for, by itself,
@@ -233,8 +244,13 @@ func (s *session) unsubscribe(t *typeState, names []string) {
 			t.wildcard, t.filling, t.initial = false, false, nil
 			continue
 		}
+<<<<<<< internal/xds/session.go
+		if t.names.remove(name) {
+			s.names -= nameCost(name)
+=======
 		if answer := s.unask(t, name); answer != "" && s.subscribed(t, answer) {
 			t.answers.add(answer, s.push)
+>>>>>>> /tmp/xm.new
 		}
 		delete(t.refused, name)
 		if t.rank == rankRoute {
@@ -264,6 +280,7 @@ func (s *session) fill(t *typeState) {
 		if v, ok := t.initial[r.Name]; ok {
 			seen++
 			if v == r.Version {
+				s.counters.saved(t.rank, r)
 				continue
 			}
 		}
@@ -306,7 +323,9 @@ func (s *session) refresh() {
 			case is == nil && was != nil:
 				delete(t.refused, name)
 				t.removals.add(name, s.push, s.due(t))
-			case is == nil, was != nil && was.Version == is.Version:
+			case is == nil:
+			case was != nil && was.Version == is.Version:
+				s.counters.saved(t.rank, is)
 			default:
 				t.removals.drop(name)
 				t.changed.add(name, s.push)

@@ -6,7 +6,6 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // world speaks the state-of-the-world variant for a session: it turns requests
@@ -191,7 +190,7 @@ func (t *worldType) blame(f *flight, answer *discoveryv3.DeltaDiscoveryRequest) 
 
 // next gives the next response to send, or nil when everything that can be sent
 // now has been.
-func (w *world) next() *discoveryv3.DiscoveryResponse {
+func (w *world) next() *worldResponse {
 	for {
 		state, f := w.session.take()
 		if f == nil {
@@ -210,7 +209,7 @@ func (w *world) next() *discoveryv3.DiscoveryResponse {
 }
 
 // response is the form of what is in flight in this variant; nil if it has none.
-func (w *world) response(t *worldType, f *flight) *discoveryv3.DiscoveryResponse {
+func (w *world) response(t *worldType, f *flight) *worldResponse {
 	t.next = t.has.with(f.resources, f.removed)
 	list := f.resources
 	switch {
@@ -228,10 +227,6 @@ func (w *world) response(t *worldType, f *flight) *discoveryv3.DiscoveryResponse
 		list = t.next.list
 	}
 	t.sent, t.nonce = true, f.nonce
-	resp := &discoveryv3.DiscoveryResponse{TypeUrl: t.state.url, Nonce: f.nonce, VersionInfo: t.next.version()}
-	resp.Resources = make([]*anypb.Any, len(list))
-	for i, r := range list {
-		resp.Resources[i] = r.Body
-	}
-	return resp
+	w.session.counters.sent(t.state.rank, list, 0)
+	return &worldResponse{typeURL: t.state.url, nonce: f.nonce, version: t.next.version(), resources: list}
 }

@@ -18,4 +18,9 @@ func NewWorld(sub Subscription, chunk int, now func() time.Time) World {
 }
 
 func (w World) Receive(req *discoveryv3.DiscoveryRequest) error { return w.world.receive(req) }
-func (w World) Next() *discoveryv3.DiscoveryResponse            { return w.world.next() }
+func (w World) Next() *discoveryv3.DiscoveryResponse {
+	if r := w.world.next(); r != nil {
+		return r.message()
+	}
+	return nil
+}

@@ -49,7 +49,7 @@ type typeState struct {
 	changed  queue    // sent in the order of the push
 	removals removals // of what existed
 	retries  []batch  // parts of a refused response, to be sent apart
-	tries    int      // refusals since retries was last empty
+	tries    int      // refusals in a row
 	refused  map[string]refusal
 	flight   *flight
 
