@@ -38,6 +38,9 @@ import (
 
 const rootNamespace = kubeapi.RootNamespace
 
+// reviewRate is how many tokens of strangers may be looked at, a second.
+const reviewRate = 1000
+
 // syncTimeout bounds how long the first reading of all objects may take.
 const syncTimeout = 2 * time.Minute
 
@@ -158,13 +161,11 @@ func (s *server) connect(ctx context.Context) error {
 	} else if s.rest, err = kubeapi.Config(s.Kubeconfig, s.Context); err != nil {
 		return err
 	}
-	s.rest.QPS, s.rest.Burst = 200, 400
-	if s.kube, err = kubernetes.NewForConfig(s.rest); err != nil {
+	if s.kube, err = kubernetes.NewForConfig(kubeapi.Protobuf(s.rest)); err != nil {
 		return err
 	}
-	// Of its own, with its own limit: whoever floods isthmusd with tokens to look at
-	// must not hold up leases.
-	if s.reviews, err = kubernetes.NewForConfig(s.rest); err != nil {
+	// The only one with a limit: anybody may flood isthmusd with tokens to look at.
+	if s.reviews, err = kubernetes.NewForConfig(kubeapi.Limited(kubeapi.Protobuf(s.rest), reviewRate)); err != nil {
 		return err
 	}
 	if s.istio, err = istio.NewForConfig(s.rest); err != nil {
