@@ -97,21 +97,6 @@ type churned struct {
 	LagMS      []int64 `json:"lagMS"` // median of each second
 }
 
-// definitions that both control planes look for before they read their kinds.
-var definitions = []string{"jointokens.isthmus.dev"}
-
-func init() {
-	for group, kinds := range map[string][]string{
-		"networking.istio.io": {"virtualservices", "gateways", "serviceentries", "destinationrules", "envoyfilters", "sidecars", "workloadentries", "workloadgroups", "proxyconfigs"},
-		"security.istio.io":   {"authorizationpolicies", "peerauthentications", "requestauthentications"},
-		"telemetry.istio.io":  {"telemetries"}, "extensions.istio.io": {"wasmplugins", "trafficextensions"},
-	} {
-		for _, k := range kinds {
-			definitions = append(definitions, k+"."+group)
-		}
-	}
-}
-
 // bench runs scenarios. Its functions are called one after the other.
 type bench struct {
 	isthmusd, istiod string
@@ -130,7 +115,7 @@ func (b *bench) run(ctx context.Context, sc scenario, istiod bool) (result, erro
 		defer os.RemoveAll(dir)
 	}
 	api := kubestub.New()
-	api.Declare(definitions...)
+	api.Declare(kubestub.Definitions...)
 	mesh := meshgen.Mesh{Services: sc.Services, Endpoints: sc.Endpoints}
 	mesh.Fill(api)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"isthmus.dev/test/scale/kubestub"
 )
 
 // server is a control plane under measurement: a process whose only view of the
@@ -27,14 +29,6 @@ type server struct {
 	ads, ready, push, profiles string
 	startup                    time.Duration
 }
-
-const kubeconfig = `apiVersion: v1
-kind: Config
-clusters: [{name: stub, cluster: {server: "%s"}}]
-users: [{name: stub, user: {}}]
-contexts: [{name: stub, context: {cluster: stub, user: stub}}]
-current-context: stub
-`
 
 // newIsthmusd prepares ours.
 func newIsthmusd(binary, dir string, ports []int) *server {
@@ -61,7 +55,7 @@ func newIstiod(binary, dir string, ports []int) *server {
 
 // start runs the server until it serves.
 func (s *server) start(ctx context.Context, api, dir string) error {
-	if err := os.WriteFile(filepath.Join(dir, "kubeconfig"), fmt.Appendf(nil, kubeconfig, api), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "kubeconfig"), kubestub.Kubeconfig(api), 0o600); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(dir, "mesh.yaml"), []byte("defaultConfig:\n  discoveryAddress: 127.0.0.1:15012\n"), 0o600); err != nil {

@@ -12,6 +12,7 @@ package kubestub
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -161,6 +162,28 @@ func (s *Server) Declare(definitions ...string) {
 		s.Put(Object{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition", Name: name,
 			Content: `"spec":{},"status":{"conditions":[{"type":"Established","status":"True"}]}`})
 	}
+}
+
+// Definitions are of the kinds that control planes look for before they read them.
+var Definitions = func() []string {
+	names := []string{"jointokens.isthmus.dev"}
+	for k := range istioscheme.Scheme.AllKnownTypes() {
+		if name := Resource(k.Kind) + "." + k.Group; strings.HasSuffix(k.Group, ".istio.io") && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}()
+
+// Kubeconfig of a server at a URL.
+func Kubeconfig(url string) []byte {
+	return fmt.Appendf(nil, `apiVersion: v1
+kind: Config
+clusters: [{name: stub, cluster: {server: %q}}]
+users: [{name: stub, user: {}}]
+contexts: [{name: stub, context: {cluster: stub, user: stub}}]
+current-context: stub
+`, url)
 }
 
 // put stores an object's new state; mu is held.

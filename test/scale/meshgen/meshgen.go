@@ -49,7 +49,7 @@ func (m Mesh) Fill(s *kubestub.Server) {
 			Labels: map[string]string{"kubernetes.io/metadata.name": namespace(n)}, Content: `"status":{"phase":"Active"}`})
 	}
 	for i := range m.Services {
-		s.Put(m.serviceEntry(i))
+		s.Put(m.Service(i))
 		for k := range m.Endpoints {
 			s.Put(workloadEntry(i, fmt.Sprintf("%s-%d", name(i), k), m.address(i, k)))
 		}
@@ -59,9 +59,10 @@ func (m Mesh) Fill(s *kubestub.Server) {
 	}
 }
 
-func (m Mesh) serviceEntry(i int) kubestub.Object {
+// Service is a service's ServiceEntry.
+func (m Mesh) Service(i int) kubestub.Object {
 	return kubestub.Object{Group: networking, Version: "v1", Kind: "ServiceEntry", Namespace: namespace(i), Name: name(i),
-		Content: fmt.Sprintf(`"spec":{"hosts":[%q],"addresses":["240.240.%d.%d"],"location":"MESH_INTERNAL","resolution":"STATIC",`+
+		Content: fmt.Sprintf(`"spec":{"hosts":[%q],"addresses":["10.96.%d.%d"],"location":"MESH_INTERNAL","resolution":"STATIC",`+
 			`"ports":[{"number":%d,"name":"http","protocol":"HTTP"}],"workloadSelector":{"labels":{"app":%q}}}`,
 			Host(i), i>>8&255, i&255, Port, name(i))}
 }
