@@ -32,12 +32,7 @@ type audienceKey struct {
 // of headless services).
 var audience = store.NewRule("audience", equalAudiences, func(r *store.Reader, k audienceKey) *ir.Audience {
 	out := &ir.Audience{Visibility: k.Visibility, From: k.From}
-	// Where the namespace matters for bare names only, all but the route tables
-	// that have them are shared with other namespaces.
-	namespace, shared := k.Visibility.Namespace, k.Visibility
-	if namespace != "" && !store.Eval(r, privateRules, namespace) {
-		shared.Namespace = ""
-	}
+	namespace, shared := k.Visibility.Namespace, sharedVisibility(r, k.Visibility)
 	view := store.Eval(r, serviceView, namespace)
 	out.Names = store.Eval(r, visibleNames, view)
 	out.Clusters = store.Eval(r, visibleClusters, shared)

@@ -158,13 +158,14 @@ type ruleSelector struct {
 	root        string
 	defaultTo   []string
 	byNamespace map[string]*ruleSet
+	concerned   map[routeAspect]bool
 }
 
 func newRuleSelector(r *store.Reader, v ir.Visibility) *ruleSelector {
 	m := meshConfig(r)
 	return &ruleSelector{
 		r: r, visibility: v, labels: parseLabels(v.Labels), root: m.RootNamespace,
-		defaultTo: m.Mesh.GetDefaultDestinationRuleExportTo(), byNamespace: map[string]*ruleSet{},
+		defaultTo: m.Mesh.GetDefaultDestinationRuleExportTo(), byNamespace: map[string]*ruleSet{}, concerned: map[routeAspect]bool{},
 	}
 }
 
@@ -181,6 +182,61 @@ func (s *ruleSelector) rule(service model.ServiceKey) *ruleGroup {
 		return g
 	}
 	return s.in(s.root, service.Host)
+}
+
+// What routes and listeners read of DestinationRules. Most rules say nothing of
+// either, and concern clusters alone.
+const (
+	hashing = "consistent hash"
+	idling  = "idle timeout of tcp"
+)
+
+// routeAspect is one of them, of a namespace's rules.
+type routeAspect struct{ Namespace, Aspect string }
+
+var destinationRulesByAspect = store.NewIndex(store.DestinationRules, "destination rules that concern routes",
+	func(k model.Key, d *model.DestinationRule) []routeAspect {
+		var out []routeAspect
+		note := func(balancer *networking.LoadBalancerSettings, pool *networking.ConnectionPoolSettings) {
+			if balancer.GetConsistentHash() != nil {
+				out = append(out, routeAspect{k.Namespace, hashing})
+			}
+			if pool.GetTcp().GetIdleTimeout() != nil {
+				out = append(out, routeAspect{k.Namespace, idling})
+			}
+		}
+		policies := []*networking.TrafficPolicy{d.Spec.GetTrafficPolicy()}
+		for _, s := range d.Spec.GetSubsets() {
+			policies = append(policies, s.GetTrafficPolicy())
+		}
+		for _, p := range policies {
+			note(p.GetLoadBalancer(), p.GetConnectionPool())
+			for _, port := range p.GetPortLevelSettings() {
+				note(port.GetLoadBalancer(), port.GetConnectionPool())
+			}
+		}
+		return out
+	})
+
+var concernsRoutes = store.NewRule("rules that concern routes", equal[bool], func(r *store.Reader, k routeAspect) bool {
+	return len(store.Lookup(r, destinationRulesByAspect, k)) > 0
+})
+
+// ruleFor is rule for who reads one aspect of it; nil where no rule that could be
+// selected has it, so that other rules come and go without those who ask.
+func (s *ruleSelector) ruleFor(aspect string, service model.ServiceKey) *ruleGroup {
+	for _, namespace := range [...]string{s.visibility.Namespace, service.Namespace, s.root} {
+		k := routeAspect{namespace, aspect}
+		concerned, known := s.concerned[k]
+		if !known {
+			concerned = namespace != "" && store.Eval(s.r, concernsRoutes, k)
+			s.concerned[k] = concerned
+		}
+		if concerned {
+			return s.rule(service)
+		}
+	}
+	return nil
 }
 
 // in selects among the rules of one namespace: the most specific host that has a

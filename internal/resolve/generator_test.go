@@ -1,7 +1,9 @@
 package resolve
 
 import (
+	"flag"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"net/netip"
 	"time"
@@ -15,6 +17,19 @@ import (
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/store"
 )
+
+// seeds times the number of random meshes of each property (make test-long).
+var seeds = flag.Int("seeds", 1, "how many times as many random meshes to try as usual")
+
+func seedsOf(usual int) iter.Seq[uint64] {
+	return func(yield func(uint64) bool) {
+		for seed := range uint64(usual * *seeds) {
+			if !yield(seed) {
+				return
+			}
+		}
+	}
+}
 
 // generator makes random rows out of few names, so that they meet.
 type generator struct{ *rand.Rand }

@@ -43,7 +43,7 @@ var Listener = store.NewRule("listener", deepEqual[*ir.Listener], func(r *store.
 			b.add(s, port, networks(s, k.Address), k.Address == "" || len(spec.Services) > 1)
 		}
 	}
-	if k.Address == "" && store.Eval(r, listenerTable, viewPort{view, k.Port}).HTTP {
+	if k.Address == "" && store.Eval(r, servesHTTP, viewPort{view, k.Port}) {
 		out.RouteTable = strconv.FormatUint(uint64(k.Port), 10)
 	}
 	out.TCP = b.finish()

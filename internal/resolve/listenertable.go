@@ -13,15 +13,17 @@ import (
 // listenerSpecs are the listeners that the sidecars of a view have on one port,
 // so that no address is listened on twice: an address belongs to the first
 // service, in order of precedence, that claims it. What does not come by address
-// (HTTP, and services without one) shares the wildcard listener.
+// (HTTP, and services without one) shares the wildcard listener, in which only
+// those are named that are not HTTP.
 type listenerSpecs struct {
-	Specs []listenerSpec // sorted by address; the wildcard is ""
+	Specs []listenerSpec // sorted by part and address; the wildcard is ""
 	HTTP  bool           // there is a route table
 }
 
 // listenerSpec is one listener and the services behind it, in order of
 // precedence.
 type listenerSpec struct {
+	Part     uint32
 	Address  string
 	Aliases  []netip.Addr
 	Services []ir.ServiceKey
@@ -41,12 +43,40 @@ type listenerKey struct {
 	Port          uint32
 }
 
+// listenerParts is into how many parts a table is cut, by address.
+const listenerParts = 64
+
+func compareSpecs(a, b listenerSpec) int {
+	return cmp.Or(cmp.Compare(a.Part, b.Part), cmp.Compare(a.Address, b.Address))
+}
+
+type listenerPartKey struct {
+	Table viewPort
+	Part  uint32
+}
+
+// listenerPart is a part of the table, so that a change concerns few listeners.
+var listenerPart = store.NewRule("part of a listener table", func(a, b []listenerSpec) bool {
+	return slices.EqualFunc(a, b, listenerSpec.equal)
+}, func(r *store.Reader, k listenerPartKey) []listenerSpec {
+	specs := store.Eval(r, listenerTable, k.Table).Specs
+	byPart := func(s listenerSpec, part uint32) int { return cmp.Compare(s.Part, part) }
+	from, _ := slices.BinarySearchFunc(specs, k.Part, byPart)
+	to, _ := slices.BinarySearchFunc(specs, k.Part+1, byPart)
+	return specs[from:to]
+})
+
+// servesHTTP tells whether a port has a route table.
+var servesHTTP = store.NewRule("port has http", equal[bool], func(r *store.Reader, k viewPort) bool {
+	return store.Eval(r, listenerTable, k).HTTP
+})
+
 // listenerSpecOf is one entry of the table, so that a listener does not depend on
 // the others; nil if there is none.
 var listenerSpecOf = store.NewRule("listener spec", func(a, b *listenerSpec) bool {
 	return a == b || a != nil && b != nil && a.equal(*b)
 }, func(r *store.Reader, k listenerKey) *listenerSpec {
-	specs := store.Eval(r, listenerTable, viewPort{k.View, k.Port}).Specs
+	specs := store.Eval(r, listenerPart, listenerPartKey{viewPort{k.View, k.Port}, fnv(k.Address) % listenerParts})
 	i, ok := slices.BinarySearchFunc(specs, k.Address, func(s listenerSpec, address string) int { return cmp.Compare(s.Address, address) })
 	if !ok {
 		return nil
@@ -63,8 +93,7 @@ var listenerTable = store.NewRule("listener table", listenerSpecs.equal, func(r 
 		port := s.Port
 		key := serviceKey(s.Key)
 		if port.Protocol.IsHTTP() {
-			out.HTTP = true
-			wildcard.Services = append(wildcard.Services, key)
+			out.HTTP = true // found in the route table, by name
 			continue
 		}
 		out.HTTP = out.HTTP || port.Protocol == model.Auto
@@ -93,7 +122,10 @@ var listenerTable = store.NewRule("listener table", listenerSpecs.equal, func(r 
 	if len(wildcard.Services) > 0 || out.HTTP {
 		specs = append(specs, wildcard)
 	}
-	slices.SortFunc(specs, func(a, b listenerSpec) int { return cmp.Compare(a.Address, b.Address) })
+	for i := range specs {
+		specs[i].Part = fnv(specs[i].Address) % listenerParts
+	}
+	slices.SortFunc(specs, compareSpecs)
 	out.Specs = specs
 	return out
 })

@@ -71,7 +71,7 @@ var wholeMeshRule = store.NewRule("whole mesh (test)", func(a, b *wholeMesh) boo
 
 // After any batches, what was kept up to date equals what is made from nothing.
 func TestIncrementalEqualsFromNothing(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := range seedsOf(60) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			changes := generator{rand.New(rand.NewPCG(seed, 1))}
 			kept := newStore()

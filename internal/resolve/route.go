@@ -153,7 +153,7 @@ func (b *routeBuilder) hash(d *networking.Destination) []ir.HashPolicy {
 	if s == nil {
 		return nil
 	}
-	group := b.rules.rule(s.Key)
+	group := b.rules.ruleFor(hashing, s.Key)
 	if group == nil {
 		return nil
 	}

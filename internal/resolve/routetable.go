@@ -27,7 +27,7 @@ func (l *RouteTableLayout) equal(o *RouteTableLayout) bool {
 // ServiceEntries, the older first, then hosts that only VirtualServices name.
 var RouteTableLayoutOf = store.NewRule("layout of a route table", (*RouteTableLayout).equal,
 	func(r *store.Reader, k ir.RouteTableKey) *RouteTableLayout {
-		if !store.Eval(r, listenerTable, viewPort{store.Eval(r, serviceView, k.Visibility.Namespace), k.Port}).HTTP {
+		if !store.Eval(r, servesHTTP, viewPort{store.Eval(r, serviceView, k.Visibility.Namespace), k.Port}) {
 			return nil
 		}
 		out := &RouteTableLayout{Name: strconv.FormatUint(uint64(k.Port), 10), Passthrough: allowAny(meshConfig(r))}
@@ -47,7 +47,8 @@ var RouteTablePart = store.NewRule("part of a route table", slices.Equal[[]*ir.V
 		namespace, port := k.Table.Visibility.Namespace, k.Table.Port
 		part := hostsPartKey{tableHosts(r, k.Table), k.Start}
 		candidates := store.Eval(r, partVirtualServices, partRoutesKey{part, store.Eval(r, routeView, namespace)})
-		rules := newRuleSelector(r, k.Table.Visibility)
+		table := ir.RouteTableKey{Visibility: sharedVisibility(r, k.Table.Visibility), Port: port}
+		rules := newRuleSelector(r, table.Visibility)
 		var out []*ir.VirtualHost
 		for i, h := range store.Eval(r, hostsPart, part) {
 			key := VirtualHostKey{Service: serviceKey(h.Service), Host: h.Service.Host, Port: port, Domains: h.Domains}
@@ -55,11 +56,11 @@ var RouteTablePart = store.NewRule("part of a route table", slices.Equal[[]*ir.V
 				key.Domains += "," + h.Bare
 			}
 			if candidates != nil {
-				key.VirtualService = firstWithRoutes(r, k.Table, candidates[i])
+				key.VirtualService = firstWithRoutes(r, table, candidates[i])
 			}
 			if key.VirtualService != (ir.ObjectKey{}) {
-				key.Visibility = k.Table.Visibility
-			} else if group := rules.rule(h.Service); group != nil {
+				key.Visibility = table.Visibility
+			} else if group := rules.ruleFor(hashing, h.Service); group != nil {
 				key.Rule = group.Key
 			}
 			out = append(out, store.Eval(r, VirtualHost, key))
@@ -122,17 +123,18 @@ func unservedHosts(r *store.Reader, table ir.RouteTableKey) []*ir.VirtualHost {
 		taken[name] = true
 	}
 	port := strconv.FormatUint(uint64(table.Port), 10)
+	visibility := sharedVisibility(r, table.Visibility)
 	var out []*ir.VirtualHost
 	for _, v := range store.Eval(r, freeHosts, freeHostsKey{of, store.Eval(r, routeView, namespace)}) {
 		key := objectKey(v.VirtualService)
-		if !store.Eval(r, hasRoutes, virtualServiceKey{table.Visibility, key, table.Port}) {
+		if !store.Eval(r, hasRoutes, virtualServiceKey{visibility, key, table.Port}) {
 			continue
 		}
 		for _, host := range v.Hosts {
 			if !taken[host] {
 				taken[host] = true
 				out = append(out, store.Eval(r, VirtualHost, VirtualHostKey{
-					Visibility: table.Visibility, VirtualService: key, Host: host, Port: table.Port, Domains: host + "," + host + ":" + port,
+					Visibility: visibility, VirtualService: key, Host: host, Port: table.Port, Domains: host + "," + host + ":" + port,
 				}))
 			}
 		}

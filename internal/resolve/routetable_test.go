@@ -62,7 +62,7 @@ func assignAtOnce(r *store.Reader, k ir.RouteTableKey) map[string][]string {
 // first VirtualService for it that has any.
 func TestPartsEqualTableAtOnce(t *testing.T) {
 	tables, conflicts := 0, 0
-	for seed := range uint64(150) {
+	for seed := range seedsOf(150) {
 		s := newStore()
 		s.Commit(rowsUntil(seed, 25))
 		s.Read(func(r *store.Reader) {
@@ -102,7 +102,7 @@ func checkRoutes(t *testing.T, r *store.Reader, k ir.RouteTableKey, h *ir.Virtua
 		if len(routes) == 0 {
 			continue
 		}
-		if !slices.Equal(h.Routes, routes) {
+		if !deepEqual(h.Routes, routes) {
 			t.Errorf("table %v, host %s: not the routes of %v", k, h.Service.Host, v)
 		}
 		return

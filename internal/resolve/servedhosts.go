@@ -85,12 +85,15 @@ func httpServices(all []servedPort) []servedPort {
 
 // startsPart tells, for about one host in 64, that it begins a part. It depends
 // on the host alone, so that parts stay where they are when others come and go.
-func startsPart(host string) bool {
-	h := uint32(2166136261) // FNV-1a
-	for i := range len(host) {
-		h = (h ^ uint32(host[i])) * 16777619
+func startsPart(host string) bool { return fnv(host)%64 == 0 }
+
+// fnv is the hash FNV-1a.
+func fnv(s string) uint32 {
+	h := uint32(2166136261)
+	for i := range len(s) {
+		h = (h ^ uint32(s[i])) * 16777619
 	}
-	return h%64 == 0
+	return h
 }
 
 // assign takes those names that are free; none, if the first is not.

@@ -138,7 +138,7 @@ func (b *tcpRouteBuilder) weighted(in objectNamespace, s *model.Service, port ui
 
 // idle is the idle timeout of connections to a service's port.
 func (b *tcpRouteBuilder) idle(s *model.Service, port uint32, subset string) time.Duration {
-	group := b.rules.rule(s.Key)
+	group := b.rules.ruleFor(idling, s.Key)
 	if group == nil {
 		return 0
 	}

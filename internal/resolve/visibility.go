@@ -2,6 +2,7 @@ package resolve
 
 import (
 	"slices"
+	"strings"
 
 	"isthmus.dev/internal/ir"
 	"isthmus.dev/internal/model"
@@ -40,13 +41,54 @@ var (
 		})
 )
 
+// ownRules are DestinationRules by namespace that its own clients may be given and
+// others not. A rule for the services of its own namespace that is exported to all
+// is everybody's.
+var ownRules = store.NewIndex(store.DestinationRules, "destination rules for clients of their namespace",
+	func(k model.Key, d *model.DestinationRule) []string {
+		host := d.Spec.GetHost()
+		served := !strings.ContainsAny(host, ".*") || namespaceOfHost(host) == k.Namespace
+		if public := d.Spec.GetExportTo(); served && len(d.Spec.GetWorkloadSelector().GetMatchLabels()) == 0 &&
+			(len(public) == 0 || slices.Contains(public, everyone)) {
+			return nil
+		}
+		return []string{k.Namespace}
+	})
+
+// foreignHosts are ServiceEntries of other namespaces by the namespace that their
+// host is in, as if they were its Kubernetes Services.
+var foreignHosts = store.NewIndex(store.Services, "service entries by namespace of their host",
+	func(k model.ServiceKey, _ *model.Service) []string {
+		if namespace := namespaceOfHost(k.Host); namespace != "" && namespace != k.Namespace {
+			return []string{namespace}
+		}
+		return nil
+	})
+
+// namespaceOfHost is where a Kubernetes Service of that host ("NAME.NAMESPACE.svc.…")
+// or those of the pattern would be; "" for other hosts.
+func namespaceOfHost(host string) string {
+	labels := strings.SplitN(host, ".", 4)
+	if len(labels) == 4 && labels[2] == "svc" {
+		return labels[1]
+	}
+	return ""
+}
+
 // privateRules tells whether a proxy is given something else for being in a
-// namespace: an object exported to it alone, a DestinationRule of its own, or a
-// route for its requests.
+// namespace: an object exported to it alone, a DestinationRule for its clients, or
+// a route for its requests.
 var privateRules = store.NewRule("private rules", equal[bool], func(r *store.Reader, namespace string) bool {
 	m := meshConfig(r).Mesh
-	return len(store.Lookup(r, destinationRulesByNamespace, namespace)) > 0 ||
-		len(store.Lookup(r, virtualServicesBySource, namespace)) > 0 ||
+	if len(store.Lookup(r, ownRules, namespace)) > 0 {
+		return true
+	}
+	if to := m.GetDefaultDestinationRuleExportTo(); len(to) > 0 && !slices.Contains(to, everyone) || len(store.Lookup(r, foreignHosts, namespace)) > 0 {
+		if len(store.Lookup(r, destinationRulesByNamespace, namespace)) > 0 {
+			return true
+		}
+	}
+	return len(store.Lookup(r, virtualServicesBySource, namespace)) > 0 ||
 		len(lookupScopes(r, servicesByScope, privateScopes(m.GetDefaultServiceExportTo(), namespace))) > 0 ||
 		len(lookupScopes(r, virtualServicesByScope, privateScopes(m.GetDefaultVirtualServiceExportTo(), namespace))) > 0 ||
 		len(lookupScopes(r, destinationRulesByScope, privateScopes(m.GetDefaultDestinationRuleExportTo(), namespace))) > 0
@@ -58,6 +100,15 @@ var privateRules = store.NewRule("private rules", equal[bool], func(r *store.Rea
 var privateNamespace = store.NewRule("private namespace", equal[bool], func(r *store.Reader, namespace string) bool {
 	return len(store.Lookup(r, servicesByNamespace, namespace)) > 0 || store.Eval(r, privateRules, namespace)
 })
+
+// sharedVisibility is that of all but the route tables that have bare names: where
+// the namespace matters for those only, the rest is shared with other namespaces.
+func sharedVisibility(r *store.Reader, v ir.Visibility) ir.Visibility {
+	if v.Namespace != "" && !store.Eval(r, privateRules, v.Namespace) {
+		v.Namespace = ""
+	}
+	return v
+}
 
 // bareNames tells whether clients of a namespace call a service of it by its bare
 // name on this port.
