@@ -7,20 +7,12 @@ import "sync/atomic"
 // pilot_total_xds_rejects Types[i].Refused; Options.Converged gives the samples of
 // pilot_proxy_convergence_time.
 type Counters struct {
-<<<<<<< internal/xds/counters.go
 	Streams  int64 // connected now
 	Waiting  int64 // of these, how many wait for their turn at a first push
 	Total    uint64
 	Shed     uint64 // streams refused because of load
 	Requests uint64
-	Types    [5]TypeCounters // clusters, endpoints, listeners, routes, all others
-=======
-	Streams int64 // connected now
-	Waiting int64 // of these, how many wait for their turn at a first push
-	Total   uint64
-	Shed    uint64          // refused because of load
-	Types   [6]TypeCounters // clusters, endpoints, listeners, routes, virtual hosts, all others
->>>>>>> /tmp/xm.new
+	Types    [6]TypeCounters // clusters, endpoints, listeners, routes, virtual hosts, all others
 }
 
 // TypeNames are the usual short names for Counters.Types.
@@ -38,17 +30,10 @@ type TypeCounters struct {
 }
 
 type counters struct {
-<<<<<<< internal/xds/counters.go
 	streams, waiting      atomic.Int64
 	total, shed, requests atomic.Uint64
-	types                 [5]struct {
+	types                 [6]struct {
 		responses, resources, removed, bytes, saved, savedBytes, refused atomic.Uint64
-=======
-	streams, waiting atomic.Int64
-	total, shed      atomic.Uint64
-	types            [6]struct {
-		responses, resources, removed, bytes, refused atomic.Uint64
->>>>>>> /tmp/xm.new
 	}
 }
 

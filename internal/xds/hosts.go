@@ -151,7 +151,7 @@ func resolve(v View, t *typeState, name string) string {
 
 // ask subscribes to a name, and to what answers it.
 func (s *session) ask(t *typeState, name string) {
-	t.names.add(name)
+	s.addName(t, name)
 	delete(t.derived, name)
 	answer := resolve(s.view, t, name)
 	if answer == name {
@@ -162,7 +162,7 @@ func (s *session) ask(t *typeState, name string) {
 	}
 	t.resolved[name] = answer
 	if !t.names.has(answer) {
-		t.names.add(answer)
+		s.addName(t, answer)
 		t.derived[answer] = struct{}{}
 	}
 }
@@ -176,7 +176,7 @@ func (s *session) unask(t *typeState, name string) (given string) {
 			return ""
 		}
 	}
-	t.names.remove(name)
+	s.dropName(t, name)
 	answer, ok := t.resolved[name]
 	if !ok {
 		return ""
@@ -191,7 +191,7 @@ func (s *session) unask(t *typeState, name string) (given string) {
 		}
 	}
 	delete(t.derived, answer)
-	t.names.remove(answer)
+	s.dropName(t, answer)
 	return answer
 }
 

@@ -13,12 +13,8 @@ func (s *session) next() *response {
 	if f == nil {
 		return nil
 	}
-<<<<<<< internal/xds/push.go
 	s.counters.sent(t.rank, f.resources, len(f.removed))
-	return &response{typeURL: t.url, nonce: f.nonce, revision: f.revision, resources: f.resources, removed: f.removed}
-=======
 	return &response{typeURL: t.url, nonce: f.nonce, revision: f.revision, resources: f.resources, aliases: f.aliases, removed: f.removed}
->>>>>>> /tmp/xm.new
 }
 
 // take puts the next response in flight, whatever form it is sent in.

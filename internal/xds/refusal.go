@@ -45,14 +45,12 @@ func (s *session) accept(t *typeState, f *flight) {
 		}
 		return
 	}
-<<<<<<< internal/xds/refusal.go
-	if len(t.retries) == 0 {
-		t.tries = 0
-=======
 	// And a virtual host because another had its domain.
 	if t.rank == rankHost && len(f.removed) > 0 {
 		t.reconsider()
->>>>>>> /tmp/xm.new
+	}
+	if len(t.retries) == 0 {
+		t.tries = 0
 	}
 	if f.last && len(t.retries) == 0 {
 		s.report(t, f.revision)

@@ -163,15 +163,10 @@ func (s *session) subscribe(t *typeState, names []string) error {
 			}
 			continue
 		}
-<<<<<<< internal/xds/session.go
-		if t.names.add(name) {
-			if s.names += nameCost(name); s.names > maxNames {
-				return status.Errorf(codes.ResourceExhausted, "stream subscribes to more names than fit in %d MiB", maxNames>>20)
-			}
-		}
-=======
 		s.ask(t, name)
->>>>>>> /tmp/xm.new
+		if s.names > maxNames {
+			return status.Errorf(codes.ResourceExhausted, "stream subscribes to more names than fit in %d MiB", maxNames>>20)
+		}
 		if s.current(t, name) {
 			continue
 		}
@@ -183,6 +178,18 @@ func (s *session) subscribe(t *typeState, names []string) error {
 		s.host(t, names)
 	}
 	return nil
+}
+
+func (s *session) addName(t *typeState, name string) {
+	if t.names.add(name) {
+		s.names += nameCost(name)
+	}
+}
+
+func (s *session) dropName(t *typeState, name string) {
+	if t.names.remove(name) {
+		s.names -= nameCost(name)
+	}
 }
 
 // current says that the proxy brought the newest version of a name, and needs no
@@ -244,13 +251,8 @@ func (s *session) unsubscribe(t *typeState, names []string) {
 			t.wildcard, t.filling, t.initial = false, false, nil
 			continue
 		}
-<<<<<<< internal/xds/session.go
-		if t.names.remove(name) {
-			s.names -= nameCost(name)
-=======
 		if answer := s.unask(t, name); answer != "" && s.subscribed(t, answer) {
 			t.answers.add(answer, s.push)
->>>>>>> /tmp/xm.new
 		}
 		delete(t.refused, name)
 		if t.rank == rankRoute {
