@@ -81,7 +81,7 @@ func discover(out *clusterv3.Cluster, c *ir.Cluster) {
 	}
 	switch kind {
 	case clusterv3.Cluster_EDS:
-		out.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: c.Name}
+		out.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads()} // named as the cluster
 	case clusterv3.Cluster_STRICT_DNS, clusterv3.Cluster_LOGICAL_DNS:
 		out.LoadAssignment = dnsEndpoints(c)
 		if kind == clusterv3.Cluster_LOGICAL_DNS && count(out.LoadAssignment) != 1 {

@@ -1,6 +1,7 @@
 package render
 
 import (
+	"cmp"
 	"math"
 	"slices"
 
@@ -93,17 +94,22 @@ func lbEndpoints(es []ir.Endpoint, usable func(ir.Endpoint) bool) (out []*endpoi
 			HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
 				Address: socketAddress(host(e), e.Port),
 			}},
-			Metadata:            endpointMetadata(e),
-			LoadBalancingWeight: u32(max(e.Weight, 1)),
+			Metadata: endpointMetadata(e),
+		}
+		if e.Weight > 1 {
+			lb.LoadBalancingWeight = u32(e.Weight)
 		}
 		if e.Draining {
 			lb.HealthStatus = corev3.HealthStatus_DRAINING
 		}
 		out = append(out, lb)
-		weights = add(weights, lb.LoadBalancingWeight.Value)
+		weights = add(weights, weight(lb))
 	}
 	return out, weights
 }
+
+// weight is 1 where none is said.
+func weight(e *endpointv3.LbEndpoint) uint32 { return max(e.GetLoadBalancingWeight().GetValue(), 1) }
 
 func host(e *ir.Endpoint) string {
 	if e.Address.IsValid() {
@@ -113,16 +119,25 @@ func host(e *ir.Endpoint) string {
 }
 
 // endpointMetadata says how to connect, and what metrics say of the destination.
+// Every proxy is sent it for every endpoint, so that canonical names which follow
+// from the others are left to whoever reads them (destinationField).
 func endpointMetadata(e *ir.Endpoint) *corev3.Metadata {
 	mode := ""
 	if e.TLS {
 		mode = "istio"
 	}
+	service, revision := e.CanonicalService, e.CanonicalRevision
+	if service == cmp.Or(e.App, e.Workload) {
+		service = ""
+	}
+	if revision == e.Version {
+		revision = ""
+	}
 	return metadata(map[string]*structpb.Struct{
 		transportSocketMatch: text("tlsMode", mode),
 		"istio": text("workload", e.Workload, "namespace", e.Namespace, "cluster", e.Cluster,
 			"app", e.App, "version", e.Version,
-			"canonical_service", e.CanonicalService, "canonical_revision", e.CanonicalRevision),
+			"canonical_service", service, "canonical_revision", revision),
 	})
 }
 
@@ -134,11 +149,11 @@ func limitWeights(a *endpointv3.ClusterLoadAssignment) {
 		sums[l.Priority] += uint64(l.LoadBalancingWeight.Value)
 		var of uint64
 		for _, e := range l.LbEndpoints {
-			of += uint64(e.LoadBalancingWeight.Value)
+			of += uint64(weight(e))
 		}
 		if s := shift(of, len(l.LbEndpoints)); s > 0 {
 			for _, e := range l.LbEndpoints {
-				e.LoadBalancingWeight = u32(max(e.LoadBalancingWeight.Value>>s, 1))
+				e.LoadBalancingWeight = u32(max(weight(e)>>s, 1))
 			}
 		}
 	}

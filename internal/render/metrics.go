@@ -76,6 +76,23 @@ func ownField(field string) string { return environment(strings.ToUpper(field)) 
 
 func unknownField(string) string { return unknown }
 
+// destinationField is what endpointMetadata says, or leaves out because it follows
+// from what it says.
+func destinationField(field string) string {
+	from := []string{field}
+	switch field {
+	case "canonical_service":
+		from = append(from, "app", "workload")
+	case "canonical_revision":
+		from = append(from, "version")
+	}
+	operands := make([]operand, len(from))
+	for i, f := range from {
+		operands[i] = operand{"UPSTREAM_METADATA", "istio:" + f}
+	}
+	return firstOf(operands...)
+}
+
 // outboundTags: the destination is what the control plane says of the endpoint
 // that was chosen. The policy is unknown as in Istio, where only the destination
 // reports it.
@@ -83,9 +100,7 @@ func outboundTags(host ...operand) []*statslogv3.Config_Tag {
 	own := operand{"CLUSTER_METADATA", clusterMetadata + ":host"}
 	out := []*statslogv3.Config_Tag{tag("reporter", "source")}
 	out = append(out, workloadTags("source", firstOf(operand{"UPSTREAM_LOCAL_URI_SAN", ""}), ownField)...)
-	out = append(out, workloadTags("destination", firstOf(operand{"UPSTREAM_PEER_URI_SAN", ""}), func(field string) string {
-		return firstOf(operand{"UPSTREAM_METADATA", "istio:" + field})
-	})...)
+	out = append(out, workloadTags("destination", firstOf(operand{"UPSTREAM_PEER_URI_SAN", ""}), destinationField)...)
 	return append(out,
 		tag("destination_service", firstOf(append([]operand{own}, host...)...)),
 		tag("destination_service_name", firstOf(append([]operand{{"CLUSTER_METADATA", clusterMetadata + ":name"}}, host...)...)),

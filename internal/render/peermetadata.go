@@ -35,11 +35,11 @@ func sendsPeerMetadata(c *ir.Cluster) bool {
 	return !c.External && (c.TLS.Mode == ir.TLSAuto || c.TLS.Mode == ir.TLSIstioMutual)
 }
 
-// peerMetadataToUpstream is a filter of the cluster.
+// peerMetadataToUpstream is a filter of the cluster. The answer is removed by the
+// route table (RouteTable), once for all clusters.
 func peerMetadataToUpstream() *hcmv3.HttpFilter {
 	return httpFilter("isthmus.peer_metadata", &mutatev3.HeaderMutation{Mutations: &mutatev3.Mutations{
-		RequestMutations:  []*mutationv3.HeaderMutation{setHeader(peerHeader, ownMetadata), setHeader(peerIDHeader, ownID)},
-		ResponseMutations: []*mutationv3.HeaderMutation{removeHeader(peerHeader), removeHeader(peerIDHeader)},
+		RequestMutations: []*mutationv3.HeaderMutation{setHeader(peerHeader, ownMetadata), setHeader(peerIDHeader, ownID)},
 	}})
 }
 
@@ -79,8 +79,4 @@ func setHeader(name, value string) *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Append{
 		Append: headerOption(name, value, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD),
 	}}
-}
-
-func removeHeader(name string) *mutationv3.HeaderMutation {
-	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: name}}
 }

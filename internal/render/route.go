@@ -28,6 +28,7 @@ func RouteTable(t *ir.RouteTable) *routev3.RouteConfiguration {
 		// Clients write the port behind the host where it is not the default.
 		IgnorePortInHostMatching:       true,
 		MaxDirectResponseBodySizeBytes: u32(maxDirectBody),
+		ResponseHeadersToRemove:        []string{peerHeader, peerIDHeader},
 	}
 	taken := map[string]bool{}
 	for _, h := range t.VirtualHosts {

@@ -6,10 +6,8 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
-	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"isthmus.dev/internal/ir"
@@ -20,7 +18,6 @@ const (
 	rootSecret     = "ROOTCA"  // the mesh's trust bundle
 	spiffeScheme   = "spiffe://"
 	tlsSocket      = "envoy.transport_sockets.tls"
-	rawSocket      = "envoy.transport_sockets.raw_buffer"
 	maxSNI         = 255 // Envoy's limit
 )
 
@@ -28,17 +25,13 @@ const (
 func secure(out *clusterv3.Cluster, c *ir.Cluster) {
 	switch c.TLS.Mode {
 	case ir.TLSAuto:
-		// An endpoint says by its metadata whether it answers mTLS; one outside of
-		// the mesh never does.
+		// An endpoint says by its metadata whether it answers mTLS, and is connected
+		// to in plaintext if not; one outside of the mesh never does.
 		if c.External {
 			return
 		}
 		out.TransportSocketMatches = []*clusterv3.Cluster_TransportSocketMatch{
 			{Name: "tlsMode-istio", Match: text("tlsMode", "istio"), TransportSocket: meshSocket(c)},
-			{Name: "tlsMode-disabled", Match: &structpb.Struct{}, TransportSocket: &corev3.TransportSocket{
-				Name:       rawSocket,
-				ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: anyOf(&rawv3.RawBuffer{})},
-			}},
 		}
 	case ir.TLSIstioMutual:
 		out.TransportSocket = meshSocket(c)
