@@ -7,10 +7,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
+	"debug/buildinfo"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"strconv"
@@ -33,45 +35,105 @@ func main() {
 func run(ctx context.Context) error {
 	b := &bench{}
 	var sc scenario
-	size := flag.String("size", "100x10x100", "services x endpoints of each x proxies")
-	mode := flag.String("mode", "delta", "delta, split, ondemand or sotw")
+	suite := flag.String("suite", "", "measure a list of scenarios: short (minutes), full or curves (half an hour each)")
+	size := flag.String("size", "100x10x100", "without -suite: services x endpoints of each x proxies")
+	mode := flag.String("mode", "split", "its client: delta, split, ondemand or sotw")
 	flag.IntVar(&sc.Uses, "uses", 20, "on demand: the services that a proxy uses")
 	flag.IntVar(&sc.Changes, "changes", 5, "how often each kind of change is made")
 	flag.IntVar(&sc.Churn, "churn", 0, "endpoint changes a second")
 	flag.IntVar(&sc.ChurnSeconds, "churn-seconds", 60, "for how long")
 	flag.BoolVar(&sc.Warm, "warm", false, "connect ten proxies first")
-	flag.StringVar(&b.isthmusd, "isthmusd", "bin/isthmusd", "our control plane")
+	flag.StringVar(&b.isthmusd, "isthmusd", "bin/isthmusd", "our control plane; empty: it is not measured")
 	flag.StringVar(&b.istiod, "istiod", os.Getenv("ISTIOD"), "istiod's binary (pilot-discovery), to be measured beside it")
-	flag.StringVar(&b.keep, "keep", "", "keep logs in this folder")
+	flag.StringVar(&b.keep, "keep", "", "keep the servers' logs in this folder")
 	flag.DurationVar(&b.timeout, "timeout", 5*time.Minute, "of each wait")
-	only := flag.String("only", "", "isthmusd or istiod")
+	results := flag.String("results", "bench/results", "where results are kept, and those of before are")
+	keepResults := flag.Bool("write", false, "keep the results")
+	charts := flag.String("charts", "", "only draw the newest results' curves into this folder")
 	flag.Parse()
+	if *charts != "" {
+		f, err := newest(*results)
+		if err != nil || f == nil {
+			return errors.Join(err, fmt.Errorf("%s holds no results to draw", *results))
+		}
+		f.table(os.Stdout)
+		return f.draw(*charts)
+	}
+	before, err := newest(*results)
+	if err != nil {
+		return err
+	}
 	sc.Mode = load.Mode(*mode)
-	n := strings.Split(*size, "x")
-	if len(n) != 3 {
-		return fmt.Errorf("-size %s: want SERVICESxENDPOINTSxPROXIES", *size)
+	if err := sc.parse(*size); err != nil {
+		return err
 	}
-	for i, to := range []*int{&sc.Services, &sc.Endpoints, &sc.Proxies} {
-		var err error
-		if *to, err = strconv.Atoi(n[i]); err != nil {
-			return fmt.Errorf("-size %s: %w", *size, err)
+	steps := []step{{sc, true, true}}
+	if *suite != "" {
+		ok := false
+		if steps, ok = suites()[*suite]; !ok {
+			return fmt.Errorf("-suite %s: it is short, full or curves", *suite)
 		}
 	}
-	for _, istiod := range []bool{false, true} {
-		if istiod && b.istiod == "" || *only != "" && (*only == "istiod") != istiod {
-			continue
-		}
-		r, err := b.run(ctx, sc, istiod)
+	f := newFile(versionOf(b.isthmusd), istiodVersion(b.istiod))
+	failed := b.runAll(ctx, steps, f)
+	f.table(os.Stdout)
+	fmt.Println()
+	if b.istiod != "" {
+		fmt.Println("Times less than istiod in this run:")
+		f.factors(os.Stdout, f, "istiod")
+	} else if before != nil {
+		fmt.Printf("Times less than %s of %s:\n", before.Version, before.Date[:10])
+		f.factors(os.Stdout, before, "isthmusd")
+	}
+	if *keepResults && len(f.Results) > 0 {
+		name, err := f.write(*results)
 		if err != nil {
-			return err
+			return errors.Join(failed, err)
 		}
-		enc := json.NewEncoder(os.Stdout)
-		enc.SetIndent("", " ")
-		if err := enc.Encode(r); err != nil {
-			return err
+		fmt.Println("kept in", name)
+	}
+	return failed
+}
+
+// parse reads SERVICESxENDPOINTSxPROXIES.
+func (s *scenario) parse(size string) error {
+	n := strings.Split(size, "x")
+	if len(n) != 3 {
+		return fmt.Errorf("-size %s: want SERVICESxENDPOINTSxPROXIES", size)
+	}
+	for i, to := range []*int{&s.Services, &s.Endpoints, &s.Proxies} {
+		var err error
+		if *to, err = strconv.Atoi(n[i]); err != nil || *to < 0 {
+			return fmt.Errorf("-size %s: want SERVICESxENDPOINTSxPROXIES", size)
 		}
 	}
 	return nil
+}
+
+// versionOf asks isthmusd for its own.
+func versionOf(isthmusd string) string {
+	out, err := exec.Command(isthmusd, "--version").Output()
+	if f := strings.Fields(string(out)); err == nil && len(f) > 0 {
+		return f[len(f)-1]
+	}
+	return "unknown"
+}
+
+// istiodVersion is the commit that it was built from, as Go notes it.
+func istiodVersion(binary string) string {
+	if binary == "" {
+		return ""
+	}
+	info, err := buildinfo.ReadFile(binary)
+	if err != nil {
+		return "unknown"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return s.Value
+		}
+	}
+	return info.Main.Version
 }
 
 func mb(bytes int64) float64 { return float64(bytes) / 1e6 }

@@ -186,9 +186,6 @@ func (m *measurement) run(ctx context.Context) error {
 	if err := m.first(ctx); err != nil {
 		return err
 	}
-	for range m.Changes {
-		time.Sleep(100 * time.Millisecond)
-	}
 	if m.Changes > 0 {
 		if m.Endpoint, err = m.change(func(n int) (string, kubestub.Object) {
 			address := fmt.Sprintf("10.250.%d.%d", n>>8, n&255)
