@@ -63,7 +63,10 @@ type runner struct {
 	because error
 }
 
-func (r *runner) run(first request) error {
+// run serves until the stream ends; nil is that the proxy ended it.
+func (r *runner) run(first request) error { return ended(r.serve(first)) }
+
+func (r *runner) serve(first request) error {
 	o := &r.server.opts
 	r.turn = time.NewTimer(o.FirstPushTime)
 	defer r.turn.Stop()
@@ -124,7 +127,7 @@ func (r *runner) await() error {
 	case <-r.end:
 		return r.because
 	case <-r.stream.Context().Done():
-		return ended(status.FromContextError(r.stream.Context().Err()).Err())
+		return status.FromContextError(r.stream.Context().Err()).Err()
 	}
 	return nil
 }
@@ -139,7 +142,7 @@ func (r *runner) depart() {
 // there were too many.
 func (r *runner) take(in request) error {
 	if in.err != nil {
-		return ended(in.err)
+		return in.err
 	}
 	r.server.counters.requests.Add(1)
 	if err := r.dialect.take(in); err != nil {
@@ -193,7 +196,7 @@ func (r *runner) send(m any) error {
 	for {
 		select {
 		case err := <-done:
-			return ended(err)
+			return err
 		case <-r.turn.C:
 			r.release()
 		case <-r.late.C:
