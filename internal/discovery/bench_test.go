@@ -57,6 +57,21 @@ func benchRoute(service, weight int) *model.VirtualService {
 	}
 }
 
+// benchRule has two subsets, and a setting that concerns its clusters alone.
+func benchRule(service, connections int) *model.DestinationRule {
+	s := benchService(service)
+	return &model.DestinationRule{
+		Meta: model.Meta{Key: model.Key{Namespace: s.Key.Namespace, Name: s.Key.Name}},
+		Spec: &networking.DestinationRule{
+			Host: s.Key.Host,
+			TrafficPolicy: &networking.TrafficPolicy{ConnectionPool: &networking.ConnectionPoolSettings{
+				Tcp: &networking.ConnectionPoolSettings_TCPSettings{MaxConnections: int32(connections)},
+			}},
+			Subsets: []*networking.Subset{{Name: "v1", Labels: map[string]string{"version": "v1"}}, {Name: "v2", Labels: map[string]string{"version": "v2"}}},
+		},
+	}
+}
+
 func benchRows(services int) *store.Batch {
 	b := &store.Batch{}
 	put := func(row any) {
@@ -79,6 +94,10 @@ func benchRows(services int) *store.Batch {
 
 // benchMesh is a mesh with one proxy in each of some namespaces.
 func benchMesh(b *testing.B, services, audiences int) (*store.Store, *discovery.Mesh, []xds.Subscription) {
+	return benchMeshOf(b, services, audiences, xds.SplitRoutesFeature)
+}
+
+func benchMeshOf(b *testing.B, services, audiences int, features ...string) (*store.Store, *discovery.Mesh, []xds.Subscription) {
 	log := slog.New(slog.DiscardHandler)
 	s := store.New(log)
 	m := discovery.New(s, discovery.Options{Log: log})
@@ -86,14 +105,24 @@ func benchMesh(b *testing.B, services, audiences int) (*store.Store, *discovery.
 	s.Open()
 	var subs []xds.Subscription
 	for i := range audiences {
-		subs = append(subs, benchConnect(b, m, i, 0))
+		subs = append(subs, benchConnectAs(b, m, i, 0, features...))
 	}
 	return s, m, subs
 }
 
+// benchConnect connects the proxy of a workload, with an agent: it takes virtual
+// hosts one by one.
 func benchConnect(b testing.TB, m *discovery.Mesh, service, replica int) xds.Subscription {
+	return benchConnectAs(b, m, service, replica, xds.SplitRoutesFeature)
+}
+
+func peerOf(w *model.Workload) xds.Peer { return xds.Peer{Identity: meshtest.Identity(w)} }
+
+func benchConnectAs(b testing.TB, m *discovery.Mesh, service, replica int, features ...string) xds.Subscription {
 	w := benchWorkload(service, replica, 0)
-	sub, err := m.Connect(b.Context(), xds.Peer{Identity: meshtest.Identity(w)}, meshtest.Node(w))
+	node := meshtest.Node(w)
+	node.ClientFeatures = features
+	sub, err := m.Connect(b.Context(), peerOf(w), node)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -146,8 +175,8 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-func benchChange(b *testing.B, services int, change func(i int) any) {
-	s, _, subs := benchMesh(b, services, benchNamespaces)
+func benchChange(b *testing.B, services int, change func(i int) any, features ...string) {
+	s, _, subs := benchMeshOf(b, services, benchNamespaces, features...)
 	runs := s.Stats().Runs
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
@@ -164,40 +193,79 @@ func benchChange(b *testing.B, services int, change func(i int) any) {
 	}
 }
 
-// BenchmarkOneEndpoint: the commit of one changed address, until all
-// subscriptions are told; with ten audiences.
+// Each of these is the commit of one change, until all subscriptions are told;
+// with ten audiences.
+
 func BenchmarkOneEndpoint(b *testing.B) {
 	for _, services := range benchSizes {
 		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {
-			benchChange(b, services, func(i int) any { return benchWorkload(77, 3, 1<<20+i) })
+			benchChange(b, services, func(i int) any { return benchWorkload(77, 3, 1<<20+i) }, xds.SplitRoutesFeature)
 		})
 	}
 }
 
-// BenchmarkOneRoute: the same for one changed VirtualService.
+// BenchmarkOneRoute: a changed VirtualService, for proxies that take virtual hosts
+// one by one, and for others.
 func BenchmarkOneRoute(b *testing.B) {
 	for _, services := range benchSizes {
+		for form, features := range map[string][]string{"split": {xds.SplitRoutesFeature}, "whole": nil} {
+			b.Run(fmt.Sprintf("services=%d/%s", services, form), func(b *testing.B) {
+				benchChange(b, services, func(i int) any { return benchRoute(70, 1+i%98) }, features...)
+			})
+		}
+	}
+}
+
+// BenchmarkOneRule: a changed DestinationRule of one service.
+func BenchmarkOneRule(b *testing.B) {
+	for _, services := range benchSizes {
 		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {
-			benchChange(b, services, func(i int) any { return benchRoute(70, 1+i%98) })
+			benchChange(b, services, func(i int) any { return benchRule(70, 1+i%98) }, xds.SplitRoutesFeature)
 		})
 	}
 }
 
-// BenchmarkOneService: the same for one service that comes and goes.
-func BenchmarkOneService(b *testing.B) {
+// benchComeAndGo: a row that is added and deleted in turn.
+func benchComeAndGo(b *testing.B, row any) {
 	for _, services := range benchSizes {
 		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {
 			s, _, _ := benchMesh(b, services, benchNamespaces)
-			row := benchService(services / 2)
-			row.Key.Name, row.Key.Host = "new", "new."+row.Key.Namespace+".svc.cluster.local"
+			b.ReportAllocs()
+			runs := s.Stats().Runs
 			for i := 0; b.Loop(); i++ {
 				batch := &store.Batch{}
-				if i%2 == 0 {
-					store.Put(batch, store.Services, row.Key, row)
-				} else {
-					store.Delete(batch, store.Services, row.Key)
+				change := meshtest.Put
+				if i%2 == 1 {
+					change = meshtest.Remove
+				}
+				if err := change(batch, row); err != nil {
+					b.Fatal(err)
 				}
 				s.Commit(batch)
+			}
+			b.ReportMetric(float64(s.Stats().Runs-runs)/float64(b.N), "runs/op")
+		})
+	}
+}
+
+func BenchmarkServiceComesAndGoes(b *testing.B) {
+	row := benchService(500)
+	row.Key.Name, row.Key.Host = "new", "new."+row.Key.Namespace+".svc.cluster.local"
+	benchComeAndGo(b, row)
+}
+
+func BenchmarkRouteComesAndGoes(b *testing.B) { benchComeAndGo(b, benchRoute(501, 3)) }
+
+func BenchmarkRuleComesAndGoes(b *testing.B) { benchComeAndGo(b, benchRule(501, 3)) }
+
+// BenchmarkConnect: a proxy of an audience that there is comes and goes.
+func BenchmarkConnect(b *testing.B) {
+	for _, services := range benchSizes {
+		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {
+			_, m, _ := benchMesh(b, services, benchNamespaces)
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				benchConnect(b, m, i%services, 1).Close()
 			}
 		})
 	}

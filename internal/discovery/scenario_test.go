@@ -75,27 +75,72 @@ rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/client]}}]}]`),
 func TestShapesGetTheSame(t *testing.T) {
 	for _, sc := range scenarios {
 		t.Run(sc.name, func(t *testing.T) {
-			var outbound []map[string]string
-			for _, shape := range meshtest.Shapes {
-				mesh := meshtest.New(t)
-				client := shape.Make("shop", "client", 100, nil)
-				mesh.Apply(append(sc.rows(t, shape), meshtest.MeshConfig(), client)...)
-				proxy := mesh.Connect(client)
-				proxy.Settled()
-				outbound = append(outbound, normalized(t, proxy.Outbound()))
-			}
-			if len(outbound[0]) < 6 {
-				t.Fatalf("only %d resources", len(outbound[0]))
-			}
-			for name, pod := range outbound[0] {
-				if vm := outbound[1][name]; vm != pod {
-					t.Errorf("%s differs:\n pod: %s\n vm:  %s", name, pod, vm)
-				}
-			}
-			if len(outbound[0]) != len(outbound[1]) {
-				t.Errorf("%d resources with pods, %d with virtual machines", len(outbound[0]), len(outbound[1]))
-			}
+			t.Run("whole routes", func(t *testing.T) { shapesGetTheSame(t, sc.rows) })
+			t.Run("split routes", func(t *testing.T) { shapesGetTheSame(t, sc.rows, xds.SplitRoutesFeature) })
 		})
+	}
+}
+
+func shapesGetTheSame(t *testing.T, rows func(*testing.T, meshtest.Shape) []any, features ...string) {
+	t.Helper()
+	var outbound []map[string]string
+	for _, shape := range meshtest.Shapes {
+		mesh := meshtest.New(t)
+		client := shape.Make("shop", "client", 100, nil)
+		mesh.Apply(append(rows(t, shape), meshtest.MeshConfig(), client)...)
+		proxy := mesh.Connect(client, features...)
+		proxy.Settled()
+		outbound = append(outbound, normalized(t, proxy.Outbound()))
+	}
+	if len(outbound[0]) < 6 {
+		t.Fatalf("only %d resources", len(outbound[0]))
+	}
+	for name, pod := range outbound[0] {
+		if vm := outbound[1][name]; vm != pod {
+			t.Errorf("%s differs:\n pod: %s\n vm:  %s", name, pod, vm)
+		}
+	}
+	if len(outbound[0]) != len(outbound[1]) {
+		t.Errorf("%d resources with pods, %d with virtual machines", len(outbound[0]), len(outbound[1]))
+	}
+}
+
+// TestRouteChangeSendsItsVirtualHost: a changed VirtualService sends one virtual
+// host to proxies that take split routes, and the table to the others.
+func TestRouteChangeSendsItsVirtualHost(t *testing.T) {
+	mesh := meshtest.New(t)
+	split, whole := meshtest.VM("shop", "client", 1, nil), meshtest.Pod("shop", "gateway", 2, nil)
+	route := func(prefix string) any {
+		return meshtest.VirtualService(t, "shop", "reviews",
+			fmt.Sprintf(`{hosts: [reviews], http: [{match: [{uri: {prefix: %s}}], route: [{destination: {host: ratings}}]}]}`, prefix))
+	}
+	mesh.Apply(meshtest.MeshConfig(), split, whole, meshtest.Service("shop", "reviews", 1), meshtest.Service("shop", "ratings", 2), route("/v1"))
+	one, other := mesh.Connect(split, xds.SplitRoutesFeature), mesh.Connect(whole)
+	one.Settled()
+	other.Settled()
+	const host = "80/reviews.shop.svc.cluster.local:80"
+	if names := one.Names(xds.VirtualHostType); len(names) != 2 || names[1] != host {
+		t.Fatalf("virtual hosts: %v", names)
+	}
+	if names := other.Names(xds.VirtualHostType); len(names) != 0 {
+		t.Fatalf("a proxy that did not ask for split routes has virtual hosts: %v", names)
+	}
+	routes, hosts, tables := one.Received(xds.RouteType), one.Received(xds.VirtualHostType), other.Received(xds.RouteType)
+	if err := mesh.Discovery.WaitAcknowledged(t.Context(), mesh.Apply(route("/v2"))); err != nil {
+		t.Fatal(err)
+	}
+	if r, h, w := one.Received(xds.RouteType)-routes, one.Received(xds.VirtualHostType)-hosts, other.Received(xds.RouteType)-tables; r != 0 || h != 1 || w != 1 {
+		t.Errorf("the change sent %d tables and %d virtual hosts to one, %d tables to the other; want 0, 1 and 1", r, h, w)
+	}
+	var is routev3.VirtualHost
+	if !one.Read(xds.VirtualHostType, host, &is) || is.Routes[0].GetMatch().GetPrefix() != "/v2" {
+		t.Errorf("after the change the virtual host is %v", &is)
+	}
+
+	mesh.Delete(meshtest.Service("shop", "ratings", 2))
+	one.Settled()
+	if names := one.Names(xds.VirtualHostType); len(names) != 1 {
+		t.Errorf("virtual hosts after one service went: %v", names)
 	}
 }
 
@@ -105,7 +150,7 @@ func normalized(t *testing.T, resources map[string][]byte) map[string]string {
 	t.Helper()
 	messages := map[string]proto.Message{
 		xds.ClusterType: &clusterv3.Cluster{}, xds.EndpointType: &endpointv3.ClusterLoadAssignment{}, xds.ListenerType: &listenerv3.Listener{},
-		xds.RouteType: &routev3.RouteConfiguration{}, xds.NameType: &agentv1.Name{},
+		xds.RouteType: &routev3.RouteConfiguration{}, xds.VirtualHostType: &routev3.VirtualHost{}, xds.NameType: &agentv1.Name{},
 	}
 	out := map[string]string{}
 	for name, b := range resources {

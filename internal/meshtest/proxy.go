@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -29,6 +31,8 @@ import (
 type Proxy struct {
 	mesh   *Mesh
 	key    model.WorkloadKey
+	as     xds.Peer
+	node   *corev3.Node
 	stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 	cancel context.CancelFunc
 	ended  chan struct{}
@@ -47,10 +51,11 @@ var (
 	byNames    = []string{xds.EndpointType, xds.RouteType}
 )
 
-// Connect connects the proxy of a workload with the identity that it has.
-func (m *Mesh) Connect(w *model.Workload) *Proxy {
+// Connect connects the proxy of a workload with the identity that it has, and with
+// client features such as xds.SplitRoutesFeature.
+func (m *Mesh) Connect(w *model.Workload, features ...string) *Proxy {
 	m.t.Helper()
-	p := m.ConnectAs(w, Identity(w))
+	p := m.ConnectAs(w, Identity(w), features...)
 	p.await("its first configuration", func() bool {
 		for _, url := range everything {
 			if p.held[url] == nil {
@@ -64,8 +69,10 @@ func (m *Mesh) Connect(w *model.Workload) *Proxy {
 
 // ConnectAs connects the proxy of a workload with whatever identity; the mesh may
 // refuse it (see Refusal).
-func (m *Mesh) ConnectAs(w *model.Workload, identity string) *Proxy {
+func (m *Mesh) ConnectAs(w *model.Workload, identity string, features ...string) *Proxy {
 	m.t.Helper()
+	node := Node(w)
+	node.ClientFeatures = features
 	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(), identityHeader, identity))
 	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(m.connection).DeltaAggregatedResources(ctx)
 	if err != nil {
@@ -73,7 +80,7 @@ func (m *Mesh) ConnectAs(w *model.Workload, identity string) *Proxy {
 		m.t.Fatal(err)
 	}
 	p := &Proxy{
-		mesh: m, key: w.Key, stream: stream, cancel: cancel, ended: make(chan struct{}), changed: make(chan struct{}),
+		mesh: m, key: w.Key, as: xds.Peer{Identity: identity}, node: node, stream: stream, cancel: cancel, ended: make(chan struct{}), changed: make(chan struct{}),
 		held: map[string]map[string]*discoveryv3.Resource{}, received: map[string]int{}, refuse: map[string]string{},
 		wanted: map[string]map[string]bool{xds.EndpointType: {}, xds.RouteType: {}},
 	}
@@ -81,7 +88,7 @@ func (m *Mesh) ConnectAs(w *model.Workload, identity string) *Proxy {
 	for i, url := range everything {
 		req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: url, ResourceNamesSubscribe: []string{"*"}}
 		if i == 0 {
-			req.Node = Node(w)
+			req.Node = node
 		}
 		if err := stream.Send(req); err != nil && !errors.Is(err, io.EOF) {
 			m.t.Fatal(err)
@@ -174,6 +181,9 @@ func (p *Proxy) want(url string, names map[string]bool) error {
 		if !names[name] {
 			req.ResourceNamesUnsubscribe = append(req.ResourceNamesUnsubscribe, name)
 			delete(p.held[url], name)
+			if url == xds.RouteType { // its virtual hosts go with it
+				maps.DeleteFunc(p.held[xds.VirtualHostType], func(host string, _ *discoveryv3.Resource) bool { return strings.HasPrefix(host, name+"/") })
+			}
 		}
 	}
 	p.wanted[url] = names
@@ -247,9 +257,18 @@ func (p *Proxy) await(description string, what func() bool) {
 func (p *Proxy) Settled() {
 	p.mesh.t.Helper()
 	want := map[string]map[string]string{}
-	for _, url := range slices.Concat(everything, byNames) {
+	given := func(url string) iter.Seq[*xds.Resource] { return slices.Values(p.mesh.Discovery.Config(p.key, url)) }
+	if slices.Contains(p.node.ClientFeatures, xds.SplitRoutesFeature) {
+		another, err := p.mesh.Discovery.Connect(p.mesh.t.Context(), p.as, p.node)
+		if err != nil {
+			p.mesh.t.Fatal(err)
+		}
+		defer another.Close()
+		given = another.View().All
+	}
+	for _, url := range slices.Concat(everything, byNames, []string{xds.VirtualHostType}) {
 		want[url] = map[string]string{}
-		for _, r := range p.mesh.Discovery.Config(p.key, url) {
+		for r := range given(url) {
 			want[url][r.Name] = r.Version
 		}
 	}

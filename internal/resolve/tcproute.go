@@ -34,7 +34,7 @@ type tcpMatch struct {
 func (b *tcpRouteBuilder) add(s *model.Service, port model.Port, destinations []netip.Prefix, shared bool) {
 	view := store.Eval(b.r, routeView, b.visibility.Namespace)
 	var virtual []*model.VirtualService
-	for _, key := range store.Eval(b.r, hostVirtualServices, viewHost{view, s.Key.Host}) {
+	for _, key := range store.Eval(b.r, l4VirtualServices, viewHost{view, s.Key.Host}) {
 		if v, ok := store.Get(b.r, store.VirtualServices, key); ok {
 			virtual = append(virtual, v)
 		}

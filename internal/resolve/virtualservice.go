@@ -45,7 +45,8 @@ type scopedHead struct {
 	Nanos   int
 	Key     model.Key
 	Hosts   string // as written, separated by blanks
-	HTTP    bool
+	HTTP    bool   // it has HTTP routes
+	L4      bool   // it has routes of TCP or TLS
 }
 
 func compareHeads(a, b scopedHead) int {
@@ -69,6 +70,7 @@ var (
 				out = append(out, scopedHead{
 					Scope: s, Seconds: v.Meta.Created.Unix(), Nanos: v.Meta.Created.Nanosecond(), Key: k,
 					Hosts: strings.Join(v.Spec.GetHosts(), " "), HTTP: len(v.Spec.GetHttp()) > 0,
+					L4: len(v.Spec.GetTcp())+len(v.Spec.GetTls()) > 0,
 				})
 			}
 			return out
@@ -135,12 +137,24 @@ var routeView = store.NewRule("route view", equal[string], func(r *store.Reader,
 // visibleVirtualServices are those of a view.
 var visibleVirtualServices = store.NewRule("visible virtual services", (*virtualServiceSet).equal,
 	func(r *store.Reader, view string) *virtualServiceSet {
-		var heads []scopedHead
-		for _, s := range routeScopes(r, view) {
-			heads = append(heads, store.Eval(r, scopeHeads, s)...)
-		}
+		return newVirtualServiceSet(visibleHeads(r, view), meshConfig(r).ClusterDomain)
+	})
+
+// visibleL4 are those of a view that have routes of TCP or TLS: what listeners are
+// made of, and few of all.
+var visibleL4 = store.NewRule("visible virtual services for tcp", (*virtualServiceSet).equal,
+	func(r *store.Reader, view string) *virtualServiceSet {
+		heads := slices.DeleteFunc(visibleHeads(r, view), func(h scopedHead) bool { return !h.L4 })
 		return newVirtualServiceSet(heads, meshConfig(r).ClusterDomain)
 	})
+
+func visibleHeads(r *store.Reader, view string) []scopedHead {
+	var out []scopedHead
+	for _, s := range routeScopes(r, view) {
+		out = append(out, store.Eval(r, scopeHeads, s)...)
+	}
+	return out
+}
 
 func newVirtualServiceSet(heads []scopedHead, domain string) *virtualServiceSet {
 	slices.SortFunc(heads, compareHeads)
@@ -192,11 +206,11 @@ func (s *virtualServiceSet) candidates(host string) []model.Key {
 	return out
 }
 
-// hostVirtualServices are the candidates for one host, so that listeners that name
-// the host do not depend on the others.
-var hostVirtualServices = store.NewRule("virtual services of a host", slices.Equal[[]model.Key],
+// l4VirtualServices are the candidates for TCP and TLS to one host, so that listeners
+// that name the host do not depend on the others.
+var l4VirtualServices = store.NewRule("tcp virtual services of a host", slices.Equal[[]model.Key],
 	func(r *store.Reader, k viewHost) []model.Key {
-		return store.Eval(r, visibleVirtualServices, k.View).candidates(k.Host)
+		return store.Eval(r, visibleL4, k.View).candidates(k.Host)
 	})
 
 // askerMatches tells whether a match's conditions on the asker hold for what a
