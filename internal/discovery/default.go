@@ -63,12 +63,12 @@ func renderListener(r *store.Reader, k ir.ListenerKey) *xds.Resource {
 	return NewResource(xds.ListenerType, l.Name, render.Listener(l))
 }
 
-func renderStatic(r *store.Reader, _ struct{}) Bundle {
+func renderStatic(r *store.Reader, k ir.OutboundKey) Bundle {
 	var out Bundle
 	for _, c := range render.StaticClusters() {
 		out = append(out, NewResource(xds.ClusterType, c.Name, c))
 	}
-	if o := store.Eval(r, resolve.Outbound, struct{}{}); o != nil {
+	if o := store.Eval(r, resolve.Outbound, k); o != nil {
 		l := render.VirtualOutbound(o)
 		out = append(out, NewResource(xds.ListenerType, l.Name, l))
 	}

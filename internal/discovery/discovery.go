@@ -215,7 +215,7 @@ func (m *Mesh) place(tx *store.Tx, sub *subscription) {
 		own.include(hold(tx, own, m.rules.WorkloadConfig, resolve.ProxyKey{Workload: sub.key}))
 	}
 	if outbound.others == nil {
-		outbound.include(hold(tx, outbound, m.rules.Static, struct{}{}))
+		outbound.include(hold(tx, outbound, m.rules.Static, a.Outbound))
 	}
 	m.move(sub, place{outbound, in, own})
 }

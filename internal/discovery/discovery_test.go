@@ -83,7 +83,7 @@ func fakeRules() *Rules {
 		Name: Rendered("name", func(_ *store.Reader, k ir.ServiceKey) *xds.Resource {
 			return text(xds.NameType, k.Host, "")
 		}),
-		Static: RenderedBundle("static", func(*store.Reader, struct{}) Bundle {
+		Static: RenderedBundle("static", func(*store.Reader, ir.OutboundKey) Bundle {
 			return Bundle{text(xds.ClusterType, "PassthroughCluster", ""), text(xds.ListenerType, "virtualOutbound", "")}
 		}),
 		Inbound: RenderedBundle("inbound", func(_ *store.Reader, k ir.InboundKey) Bundle {

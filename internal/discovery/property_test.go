@@ -106,8 +106,22 @@ subsets: [{name: v1, labels: {version: v1}}%s]`,
 	return meshtest.DestinationRule(g.t, g.namespace(), pick(g, "x", "y"), spec)
 }
 
+func (g *generator) sidecar() *model.Sidecar {
+	host := func() string { return pick(g, "*", ".", "~", "shop", "istio-system") + "/" + pick(g, "*", "*.cluster.local", g.host()) }
+	return meshtest.Sidecar(g.t, g.namespace(), pick(g, "x", "y"), fmt.Sprintf(`
+workloadSelector: %s
+egress: %s
+outboundTrafficPolicy: %s`,
+		pick(g, "null", "{labels: {app: a}}"),
+		pick(g, "[]", fmt.Sprintf("[{hosts: [%q, %q]}]", host(), host()),
+			fmt.Sprintf("[{port: {number: 80, name: http, protocol: HTTP}, hosts: [%q]}, {hosts: [%q]}]", host(), host())),
+		pick(g, "null", "{mode: REGISTRY_ONLY}", "{mode: ALLOW_ANY}")))
+}
+
 func (g *generator) row() any {
-	switch g.dice(14) {
+	switch g.dice(15) {
+	case 13:
+		return g.sidecar()
 	case 0, 1, 2, 3:
 		return g.workload()
 	case 4, 5, 6:
@@ -148,6 +162,8 @@ func keyOf(row any) string {
 		return fmt.Sprintf("virtual service %v", r.Meta.Key)
 	case *model.DestinationRule:
 		return fmt.Sprintf("destination rule %v", r.Meta.Key)
+	case *model.Sidecar:
+		return fmt.Sprintf("sidecar %v", r.Meta.Key)
 	case *model.PeerAuthentication:
 		return fmt.Sprintf("peer authentication %v", r.Meta.Key)
 	case *model.AuthorizationPolicy:

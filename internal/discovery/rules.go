@@ -27,7 +27,7 @@ type Rules struct {
 	SplitTable     *store.Rule[ir.RouteTableKey, *xds.Resource] // RouteTable without VirtualHosts
 	VirtualHosts   *store.Rule[ir.RouteTablePartKey, Bundle]
 	Name           *store.Rule[ir.ServiceKey, *xds.Resource]
-	Static         *store.Rule[struct{}, Bundle]
+	Static         *store.Rule[ir.OutboundKey, Bundle]
 	Inbound        *store.Rule[ir.InboundKey, Bundle]
 	WorkloadConfig *store.Rule[resolve.ProxyKey, *xds.Resource]
 }
@@ -114,7 +114,7 @@ func (rules *Rules) all(r *store.Reader, workload workloadKey, typeURL string) [
 	case xds.WorkloadConfigType:
 		add(store.Eval(r, rules.WorkloadConfig, k))
 	}
-	add(store.Eval(r, rules.Static, struct{}{})...)
+	add(store.Eval(r, rules.Static, a.Outbound)...)
 	add(store.Eval(r, rules.Inbound, store.Eval(r, rules.InboundKeyOf, k))...)
 	slices.SortFunc(out, func(a, b *xds.Resource) int { return byName(a, b.Name) })
 	return out

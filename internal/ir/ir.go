@@ -25,9 +25,13 @@ type ServiceKey struct {
 type ObjectKey struct{ Namespace, Name string }
 
 // Visibility says what a proxy is given: its namespace, where some object is
-// private to it, and its labels projected onto the keys that some rule selects
-// proxies by ("k=v,k=v", sorted). Proxies that see the same share one.
-type Visibility struct{ Namespace, Labels string }
+// private to it, its labels projected onto the keys that some rule selects proxies
+// by ("k=v,k=v", sorted), and the Sidecar object that narrows what it is given.
+// Proxies that see the same share one.
+type Visibility struct {
+	Namespace, Labels string
+	Sidecar           ObjectKey
+}
 
 // From is where the asker of endpoints stands. Fields that matter to nobody are
 // left empty, so that askers share.
@@ -73,6 +77,8 @@ type (
 		Address    string
 		Port       uint32
 	}
+	// OutboundKey: the listener on 15001.
+	OutboundKey struct{ Sidecar ObjectKey }
 	// InboundKey: what a group of replicas accepts. Labels are all of the
 	// workload's, "k=v,k=v" sorted; Ports are those that it declares itself.
 	InboundKey struct {
@@ -87,6 +93,7 @@ type (
 type Audience struct {
 	Visibility Visibility
 	From       From
+	Outbound   OutboundKey
 	Clusters   []ClusterKey
 	Listeners  []ListenerKey
 	Routes     []RouteTableKey

@@ -121,6 +121,8 @@ func Put(b *store.Batch, row any) error {
 		store.Put(b, store.VirtualServices, r.Meta.Key, r)
 	case *model.DestinationRule:
 		store.Put(b, store.DestinationRules, r.Meta.Key, r)
+	case *model.Sidecar:
+		store.Put(b, store.Sidecars, r.Meta.Key, r)
 	case *model.PeerAuthentication:
 		store.Put(b, store.PeerAuthentications, r.Meta.Key, r)
 	case *model.AuthorizationPolicy:
@@ -148,6 +150,8 @@ func Remove(b *store.Batch, row any) error {
 		store.Delete(b, store.VirtualServices, r.Meta.Key)
 	case *model.DestinationRule:
 		store.Delete(b, store.DestinationRules, r.Meta.Key)
+	case *model.Sidecar:
+		store.Delete(b, store.Sidecars, r.Meta.Key)
 	case *model.PeerAuthentication:
 		store.Delete(b, store.PeerAuthentications, r.Meta.Key)
 	case *model.AuthorizationPolicy:

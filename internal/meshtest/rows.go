@@ -96,6 +96,11 @@ func VirtualService(t testing.TB, namespace, name, spec string) *model.VirtualSe
 	return config(t, namespace, name, spec, &networking.VirtualService{})
 }
 
+// Sidecar has a spec in YAML.
+func Sidecar(t testing.TB, namespace, name, spec string) *model.Sidecar {
+	return config(t, namespace, name, spec, &networking.Sidecar{})
+}
+
 // DestinationRule has a spec in YAML.
 func DestinationRule(t testing.TB, namespace, name, spec string) *model.DestinationRule {
 	return config(t, namespace, name, spec, &networking.DestinationRule{})

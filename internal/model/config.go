@@ -33,6 +33,7 @@ func (c *Config[S]) Equal(o *Config[S]) bool {
 type (
 	VirtualService      = Config[*networking.VirtualService]
 	DestinationRule     = Config[*networking.DestinationRule]
+	Sidecar             = Config[*networking.Sidecar]
 	PeerAuthentication  = Config[*security.PeerAuthentication]
 	AuthorizationPolicy = Config[*security.AuthorizationPolicy]
 )

@@ -31,9 +31,9 @@ type audienceKey struct {
 // there are, not on what the rules say, nor on workloads (but for the instances
 // of headless services).
 var audience = store.NewRule("audience", equalAudiences, func(r *store.Reader, k audienceKey) *ir.Audience {
-	out := &ir.Audience{Visibility: k.Visibility, From: k.From}
+	out := &ir.Audience{Visibility: k.Visibility, From: k.From, Outbound: ir.OutboundKey{Sidecar: k.Visibility.Sidecar}}
 	namespace, shared := k.Visibility.Namespace, sharedVisibility(r, k.Visibility)
-	view := store.Eval(r, serviceView, namespace)
+	view := store.Eval(r, serviceView, viewOf(k.Visibility))
 	out.Names = store.Eval(r, visibleNames, view)
 	out.Clusters = store.Eval(r, visibleClusters, shared)
 	for _, port := range store.Eval(r, visiblePorts, view) {
@@ -43,7 +43,7 @@ var audience = store.NewRule("audience", equalAudiences, func(r *store.Reader, k
 		}
 		if table.HTTP {
 			key := ir.RouteTableKey{Visibility: shared, Port: port}
-			if store.Eval(r, bareNames, viewPort{namespace, port}) {
+			if store.Eval(r, bareNames, namespacePort{namespace, port}) {
 				key.Visibility = k.Visibility
 			}
 			out.Routes = append(out.Routes, key)
@@ -56,8 +56,8 @@ var audience = store.NewRule("audience", equalAudiences, func(r *store.Reader, k
 })
 
 // visibleNames are the services of a view that give names, one a host.
-var visibleNames = store.NewRule("visible names", equalLists[ir.ServiceKey], func(r *store.Reader, view string) []ir.ServiceKey {
-	set := store.Eval(r, visibleServices, view)
+var visibleNames = store.NewRule("visible names", equalLists[ir.ServiceKey], func(r *store.Reader, v view) []ir.ServiceKey {
+	set := store.Eval(r, visibleServices, v)
 	out := make([]ir.ServiceKey, 0, len(set.list))
 	for _, s := range set.list {
 		if set.byHost[s.Key.Host][0] == s {
@@ -70,7 +70,7 @@ var visibleNames = store.NewRule("visible names", equalLists[ir.ServiceKey], fun
 // visibleClusters are those of a visibility: one list for all namespaces that
 // nothing is private to.
 var visibleClusters = store.NewRule("visible clusters", equalLists[ir.ClusterKey], func(r *store.Reader, v ir.Visibility) []ir.ClusterKey {
-	view := store.Eval(r, serviceView, v.Namespace)
+	view := store.Eval(r, serviceView, viewOf(v))
 	set := store.Eval(r, visibleServices, view)
 	rules := newRuleSelector(r, v)
 	out := make([]ir.ClusterKey, 0, len(set.list))
@@ -104,11 +104,11 @@ func appendClusters(to []ir.ClusterKey, s *model.Service, port uint32, group *ru
 }
 
 func equalAudiences(a, b *ir.Audience) bool {
-	return a.Visibility == b.Visibility && a.From == b.From && equalLists(a.Clusters, b.Clusters) && equalLists(a.Listeners, b.Listeners) &&
+	return a.Visibility == b.Visibility && a.From == b.From && a.Outbound == b.Outbound && equalLists(a.Clusters, b.Clusters) && equalLists(a.Listeners, b.Listeners) &&
 		equalLists(a.Routes, b.Routes) && equalLists(a.Parts, b.Parts) && equalLists(a.Names, b.Names)
 }
 
 // servicesOf finds who serves a host as a namespace sees it.
 func servicesOf(r *store.Reader, namespace, host string) []*model.Service {
-	return store.Eval(r, hostServices, viewHost{store.Eval(r, serviceView, namespace), host})
+	return store.Eval(r, hostServices, viewHost{store.Eval(r, serviceView, view{Namespace: namespace}), host})
 }

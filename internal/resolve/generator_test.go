@@ -133,12 +133,34 @@ func (g generator) destinationRule(meta model.Meta) *model.DestinationRule {
 	return &model.DestinationRule{Meta: meta, Spec: spec}
 }
 
+func (g generator) sidecar(meta model.Meta) *model.Sidecar {
+	spec := &networking.Sidecar{}
+	if g.IntN(2) == 0 {
+		spec.WorkloadSelector = &networking.WorkloadSelector{Labels: g.labels()}
+	}
+	for range g.IntN(3) {
+		e := &networking.IstioEgressListener{}
+		if g.IntN(4) == 0 {
+			e.Port = &networking.SidecarPort{Number: g.port(), Protocol: "HTTP", Name: "http"}
+		}
+		for range 1 + g.IntN(2) {
+			e.Hosts = append(e.Hosts, pick(g, "*", ".", "~", "a", "b", "istio-system")+"/"+
+				pick(g, "*", "*", "one.a.svc.cluster.local", "*.example.com", "www.example.com", "*.cluster.local"))
+		}
+		spec.Egress = append(spec.Egress, e)
+	}
+	if g.IntN(3) == 0 {
+		spec.OutboundTrafficPolicy = &networking.OutboundTrafficPolicy{Mode: networking.OutboundTrafficPolicy_Mode(g.IntN(2))}
+	}
+	return &model.Sidecar{Meta: meta, Spec: spec}
+}
+
 // put writes or deletes one random row.
 func (g generator) put(b *store.Batch) {
 	key := model.Key{Namespace: g.namespace(), Name: pick(g, "one", "two")}
 	meta := model.Meta{Key: key, Created: g.created()}
 	selector := &istiotype.WorkloadSelector{MatchLabels: g.labels()}
-	switch gone := g.IntN(4) == 0; g.IntN(8) {
+	switch gone := g.IntN(4) == 0; g.IntN(9) {
 	case 0, 1:
 		write(b, store.Services, g.service(), func(s *model.Service) model.ServiceKey { return s.Key }, gone)
 	case 2, 3:
@@ -154,6 +176,8 @@ func (g generator) put(b *store.Batch) {
 		write(b, store.AuthorizationPolicies, &model.AuthorizationPolicy{Meta: meta, Spec: &security.AuthorizationPolicy{Selector: selector}},
 			func(*model.AuthorizationPolicy) model.Key { return key }, gone)
 	case 7:
+		write(b, store.Sidecars, g.sidecar(meta), func(*model.Sidecar) model.Key { return key }, gone)
+	case 8:
 		if g.IntN(4) > 0 {
 			return
 		}

@@ -141,6 +141,8 @@ func (in *input) add(text string, age int) error {
 		return put(b, store.VirtualServices, d, age, &networking.VirtualService{})
 	case "DestinationRule":
 		return put(b, store.DestinationRules, d, age, &networking.DestinationRule{})
+	case "Sidecar":
+		return put(b, store.Sidecars, d, age, &networking.Sidecar{})
 	case "PeerAuthentication":
 		return put(b, store.PeerAuthentications, d, age, &security.PeerAuthentication{})
 	case "AuthorizationPolicy":

@@ -12,7 +12,7 @@ import (
 
 // Listener resolves one outbound listener; nil if the table has no such one.
 var Listener = store.NewRule("listener", deepEqual[*ir.Listener], func(r *store.Reader, k ir.ListenerKey) *ir.Listener {
-	view := store.Eval(r, serviceView, k.Visibility.Namespace)
+	view := store.Eval(r, serviceView, viewOf(k.Visibility))
 	spec := store.Eval(r, listenerSpecOf, listenerKey{view, k.Address, k.Port})
 	if spec == nil {
 		return nil
@@ -21,7 +21,7 @@ var Listener = store.NewRule("listener", deepEqual[*ir.Listener], func(r *store.
 		Name:        listenerName(k.Address, k.Port),
 		Aliases:     spec.Aliases,
 		Port:        k.Port,
-		Passthrough: allowAny(meshConfig(r)),
+		Passthrough: store.Eval(r, passthrough, k.Visibility.Sidecar),
 	}
 	if k.Address != "" {
 		out.Address = netip.MustParseAddr(k.Address)
@@ -74,6 +74,6 @@ func networks(s *model.Service, listen string) []netip.Prefix {
 
 // Outbound is what the listener for all captured connections does with those
 // that nothing else is for.
-var Outbound = store.NewRule("outbound", deepEqual[*ir.Outbound], func(r *store.Reader, _ struct{}) *ir.Outbound {
-	return &ir.Outbound{Passthrough: allowAny(meshConfig(r))}
+var Outbound = store.NewRule("outbound", deepEqual[*ir.Outbound], func(r *store.Reader, k ir.OutboundKey) *ir.Outbound {
+	return &ir.Outbound{Passthrough: store.Eval(r, passthrough, k.Sidecar)}
 })

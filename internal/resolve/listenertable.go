@@ -39,8 +39,9 @@ func (s listenerSpecs) equal(o listenerSpecs) bool {
 
 // listenerKey names one listener of a view.
 type listenerKey struct {
-	View, Address string
-	Port          uint32
+	View    view
+	Address string
+	Port    uint32
 }
 
 // listenerParts is into how many parts a table is cut, by address.

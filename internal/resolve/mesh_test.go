@@ -25,7 +25,7 @@ type wholeMesh struct {
 	Inbound   map[model.WorkloadKey]*ir.Inbound
 	Members   map[model.WorkloadKey]*MemberConfig
 	Problems  [][]Problem
-	Outbound  *ir.Outbound
+	Outbound  map[ir.OutboundKey]*ir.Outbound
 }
 
 func resolveAll(r *store.Reader) *wholeMesh {
@@ -34,12 +34,13 @@ func resolveAll(r *store.Reader) *wholeMesh {
 		Endpoints: map[ir.EndpointsKey]*ir.Endpoints{}, Listeners: map[ir.ListenerKey]*ir.Listener{},
 		Routes: map[ir.RouteTableKey]*ir.RouteTable{}, Names: map[ir.ServiceKey]*NameRecord{},
 		Inbound: map[model.WorkloadKey]*ir.Inbound{}, Members: map[model.WorkloadKey]*MemberConfig{},
-		Outbound: store.Eval(r, Outbound, struct{}{}),
+		Outbound: map[ir.OutboundKey]*ir.Outbound{},
 	}
 	for _, w := range store.All(r, store.Workloads) {
 		k := ProxyKey{w.Key}
 		a := store.Eval(r, AudienceOf, k)
 		out.Audiences[w.Key] = a
+		out.Outbound[a.Outbound] = store.Eval(r, Outbound, a.Outbound)
 		out.Inbound[w.Key] = store.Eval(r, Inbound, store.Eval(r, InboundKeyOf, k))
 		out.Members[w.Key] = store.Eval(r, WorkloadConfig, k)
 		for _, c := range a.Clusters {

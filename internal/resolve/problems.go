@@ -51,7 +51,7 @@ func (l *problemList) virtualService(r *store.Reader, v *model.VirtualService) {
 		return
 	}
 	for _, host := range fullHosts(v.Spec.GetHosts(), namespace, domain) {
-		first := store.Eval(r, visibleVirtualServices, store.Eval(r, routeView, namespace)).byHost[host]
+		first := store.Eval(r, visibleVirtualServices, store.Eval(r, routeView, view{Namespace: namespace})).byHost[host]
 		if len(first) == 0 || first[0] == v.Meta.Key || len(v.Spec.GetHttp()) == 0 {
 			continue
 		}

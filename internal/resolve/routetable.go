@@ -27,10 +27,10 @@ func (l *RouteTableLayout) equal(o *RouteTableLayout) bool {
 // ServiceEntries, the older first, then hosts that only VirtualServices name.
 var RouteTableLayoutOf = store.NewRule("layout of a route table", (*RouteTableLayout).equal,
 	func(r *store.Reader, k ir.RouteTableKey) *RouteTableLayout {
-		if !store.Eval(r, servesHTTP, viewPort{store.Eval(r, serviceView, k.Visibility.Namespace), k.Port}) {
+		if !store.Eval(r, servesHTTP, viewPort{store.Eval(r, serviceView, viewOf(k.Visibility)), k.Port}) {
 			return nil
 		}
-		out := &RouteTableLayout{Name: strconv.FormatUint(uint64(k.Port), 10), Passthrough: allowAny(meshConfig(r))}
+		out := &RouteTableLayout{Name: strconv.FormatUint(uint64(k.Port), 10), Passthrough: store.Eval(r, passthrough, k.Visibility.Sidecar)}
 		for _, start := range store.Eval(r, servedHosts, tableHosts(r, k)).starts {
 			out.Parts = append(out.Parts, ir.RouteTablePartKey{Table: k, Start: start})
 		}
@@ -46,7 +46,7 @@ var RouteTablePart = store.NewRule("part of a route table", slices.Equal[[]*ir.V
 		}
 		namespace, port := k.Table.Visibility.Namespace, k.Table.Port
 		part := hostsPartKey{tableHosts(r, k.Table), k.Start}
-		candidates := store.Eval(r, partVirtualServices, partRoutesKey{part, store.Eval(r, routeView, namespace)})
+		candidates := store.Eval(r, partVirtualServices, partRoutesKey{part, store.Eval(r, routeView, viewOf(k.Table.Visibility))})
 		table := ir.RouteTableKey{Visibility: sharedVisibility(r, k.Table.Visibility), Port: port}
 		rules := newRuleSelector(r, table.Visibility)
 		var out []*ir.VirtualHost
@@ -91,7 +91,7 @@ func equalRouteTables(a, b *ir.RouteTable) bool {
 
 // tableHosts is where a table's hosts are laid out.
 func tableHosts(r *store.Reader, k ir.RouteTableKey) servedHostsKey {
-	of := servedHostsKey{View: store.Eval(r, serviceView, k.Visibility.Namespace), Port: k.Port}
+	of := servedHostsKey{View: store.Eval(r, serviceView, viewOf(k.Visibility)), Port: k.Port}
 	if len(store.Eval(r, bareDomains, bareDomainsKey{of, k.Visibility.Namespace}).claimed) > 0 {
 		of.Client = k.Visibility.Namespace
 	}
@@ -125,7 +125,7 @@ func unservedHosts(r *store.Reader, table ir.RouteTableKey) []*ir.VirtualHost {
 	port := strconv.FormatUint(uint64(table.Port), 10)
 	visibility := sharedVisibility(r, table.Visibility)
 	var out []*ir.VirtualHost
-	for _, v := range store.Eval(r, freeHosts, freeHostsKey{of, store.Eval(r, routeView, namespace)}) {
+	for _, v := range store.Eval(r, freeHosts, freeHostsKey{of, store.Eval(r, routeView, viewOf(table.Visibility))}) {
 		key := objectKey(v.VirtualService)
 		if !store.Eval(r, hasRoutes, virtualServiceKey{visibility, key, table.Port}) {
 			continue

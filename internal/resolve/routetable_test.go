@@ -13,7 +13,7 @@ import (
 // other, each taking what is free. It gives the virtual hosts by name.
 func assignAtOnce(r *store.Reader, k ir.RouteTableKey) map[string][]string {
 	namespace, domain := k.Visibility.Namespace, meshConfig(r).ClusterDomain
-	services := httpServices(store.Eval(r, portServices, viewPort{store.Eval(r, serviceView, namespace), k.Port}))
+	services := httpServices(store.Eval(r, portServices, viewPort{store.Eval(r, serviceView, viewOf(k.Visibility)), k.Port}))
 	taken, served, out := map[string]bool{"*": true}, map[string]bool{}, map[string][]string{}
 	add := func(host string, names []string) {
 		if taken[names[0]] {
@@ -37,7 +37,7 @@ func assignAtOnce(r *store.Reader, k ir.RouteTableKey) map[string][]string {
 		}
 		add(s.Key.Host, names)
 	}
-	for _, v := range store.Eval(r, visibleVirtualServices, store.Eval(r, routeView, namespace)).list {
+	for _, v := range store.Eval(r, visibleVirtualServices, store.Eval(r, routeView, viewOf(k.Visibility))).list {
 		var free []string
 		here := k.Port == 80
 		for _, host := range v.Hosts {
@@ -96,7 +96,7 @@ func TestPartsEqualTableAtOnce(t *testing.T) {
 
 func checkRoutes(t *testing.T, r *store.Reader, k ir.RouteTableKey, h *ir.VirtualHost) {
 	t.Helper()
-	set := store.Eval(r, visibleVirtualServices, store.Eval(r, routeView, k.Visibility.Namespace))
+	set := store.Eval(r, visibleVirtualServices, store.Eval(r, routeView, viewOf(k.Visibility)))
 	for _, v := range set.candidates(h.Service.Host) {
 		routes := store.Eval(r, virtualServiceRoutes, virtualServiceKey{k.Visibility, objectKey(v), k.Port})
 		if len(routes) == 0 {

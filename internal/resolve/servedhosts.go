@@ -14,7 +14,7 @@ import (
 // the tables of a view share. Client is empty unless a client's bare names are
 // somebody else's domains: then they are assigned with all others.
 type servedHostsKey struct {
-	View   string
+	View   view
 	Port   uint32
 	Client string
 }
@@ -173,7 +173,7 @@ var hostsPart = store.NewRule("part of the served hosts", slices.Equal[[]servedH
 
 type partRoutesKey struct {
 	Part hostsPartKey
-	View string // of VirtualServices
+	View view // of VirtualServices
 }
 
 // partVirtualServices are the VirtualServices for each host of a part; nil if
@@ -222,7 +222,7 @@ var bareDomains = store.NewRule("bare domains", func(a, b bareNameSet) bool {
 
 type freeHostsKey struct {
 	Hosts servedHostsKey
-	View  string // of VirtualServices
+	View  view // of VirtualServices
 }
 
 // freeVirtualService is one with HTTP routes and its hosts that are no service's.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"isthmus.dev/internal/ir"
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/store"
 )
@@ -28,22 +29,35 @@ func equalRows[V interface {
 	return slices.EqualFunc(a, b, func(x, y V) bool { return x == y || x.Equal(y) })
 }
 
-// serviceView is whose view of the services a namespace shares: "" is that of
-// all namespaces that no service is private to.
-var serviceView = store.NewRule("service view", equal[string], func(r *store.Reader, namespace string) string {
+// view is what a group of proxies sees of the services or of the VirtualServices:
+// those of a namespace, narrowed by a Sidecar, if there is one. Namespace "" stands
+// for all namespaces that nothing is private to.
+type view struct {
+	Namespace string
+	Sidecar   ir.ObjectKey
+}
+
+func viewOf(v ir.Visibility) view { return view{v.Namespace, v.Sidecar} }
+
+// serviceView is whose view of the services a namespace shares.
+var serviceView = store.NewRule("service view", equal[view], func(r *store.Reader, v view) view {
 	def := meshConfig(r).Mesh.GetDefaultServiceExportTo()
-	if len(lookupScopes(r, servicesByScope, privateScopes(def, namespace))) == 0 {
-		return ""
+	if len(lookupScopes(r, servicesByScope, privateScopes(def, v.Namespace))) == 0 && !store.Eval(r, namesOwnHosts, v.Sidecar) {
+		v.Namespace = ""
 	}
-	return namespace
+	return v
 })
 
 // visibleServices are those of a view.
 var visibleServices = store.NewRule("visible services", (*serviceSet).equal,
-	func(r *store.Reader, view string) *serviceSet {
+	func(r *store.Reader, v view) *serviceSet {
 		def := meshConfig(r).Mesh.GetDefaultServiceExportTo()
-		return newServiceSet(append(lookupScopes(r, servicesByScope, publicScopes(def)),
-			lookupScopes(r, servicesByScope, privateScopes(def, view))...))
+		rows := append(lookupScopes(r, servicesByScope, publicScopes(def)),
+			lookupScopes(r, servicesByScope, privateScopes(def, v.Namespace))...)
+		if v.Sidecar != (ir.ObjectKey{}) {
+			rows = sidecarServices(r, v, rows)
+		}
+		return newServiceSet(rows)
 	})
 
 // newServiceSet drops what loses its host to another, and sorts rows in place.
@@ -99,10 +113,13 @@ func servingPort(of []*model.Service, number uint32) *model.Service {
 // viewPort and viewHost ask for a part of a view.
 type (
 	viewPort struct {
-		View string
+		View view
 		Port uint32
 	}
-	viewHost struct{ View, Host string }
+	viewHost struct {
+		View view
+		Host string
+	}
 )
 
 // servedPort is one port of a service: what listeners and route tables are laid
@@ -137,13 +154,14 @@ var portServices = store.NewRule("services of a port", func(a, b []servedPort) b
 var servicesByHost = store.NewIndex(store.Services, "services by host",
 	func(k model.ServiceKey, _ *model.Service) []string { return []string{k.Host} })
 
-// hostServices are the visible services of a host, found without the others.
+// hostServices are the services of a host that a namespace sees, found without the
+// others, whether a Sidecar narrows or not.
 var hostServices = store.NewRule("services of a host", equalRows[*model.Service],
 	func(r *store.Reader, k viewHost) []*model.Service {
 		def := meshConfig(r).Mesh.GetDefaultServiceExportTo()
 		var visible []*model.Service
 		for _, s := range store.Lookup(r, servicesByHost, k.Host) {
-			if exported(s.ExportTo, def, s.Key.Namespace, k.View) {
+			if exported(s.ExportTo, def, s.Key.Namespace, k.View.Namespace) {
 				visible = append(visible, s)
 			}
 		}
@@ -152,8 +170,8 @@ var hostServices = store.NewRule("services of a host", equalRows[*model.Service]
 
 // visiblePorts are the port numbers that some visible service has.
 var visiblePorts = store.NewRule("visible ports", slices.Equal[[]uint32],
-	func(r *store.Reader, view string) []uint32 {
-		set := store.Eval(r, visibleServices, view)
+	func(r *store.Reader, v view) []uint32 {
+		set := store.Eval(r, visibleServices, v)
 		out := make([]uint32, 0, len(set.byPort))
 		for p := range set.byPort {
 			out = append(out, p)

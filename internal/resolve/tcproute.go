@@ -32,7 +32,7 @@ type tcpMatch struct {
 // add adds a service's routes: those of virtual services, then the service
 // itself. shared: others are on the listener too, so TLS is told by its SNI.
 func (b *tcpRouteBuilder) add(s *model.Service, port model.Port, destinations []netip.Prefix, shared bool) {
-	view := store.Eval(b.r, routeView, b.visibility.Namespace)
+	view := store.Eval(b.r, routeView, viewOf(b.visibility))
 	var virtual []*model.VirtualService
 	for _, key := range store.Eval(b.r, l4VirtualServices, viewHost{view, s.Key.Host}) {
 		if v, ok := store.Get(b.r, store.VirtualServices, key); ok {

@@ -75,6 +75,8 @@ var supportedFields = map[protoreflect.FullName][]string{
 	),
 	"istio.networking.v1alpha3.ServiceEntry": fields(
 		"hosts addresses ports location resolution workloadSelector exportTo subjectAltNames", "endpoints.", workloadEntryFields),
+	"istio.networking.v1alpha3.Sidecar": fields("", "workloadSelector.", "labels",
+		"egress.", "hosts", "egress.port.", "number protocol name", "outboundTrafficPolicy.", "mode"),
 	"istio.networking.v1alpha3.WorkloadEntry":   fields(workloadEntryFields),
 	"istio.networking.v1alpha3.WorkloadGroup":   fields("metadata probe", "template.", workloadEntryFields),
 	"istio.security.v1beta1.PeerAuthentication": fields("selector mtls portLevelMtls"),

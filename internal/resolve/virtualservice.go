@@ -118,40 +118,42 @@ var scopeLabels = store.NewRule("label pairs of a scope", slices.Equal[[]label],
 	return out
 })
 
-// routeScopes are the scopes of VirtualServices that a view sees.
-func routeScopes(r *store.Reader, view string) []scope {
+// routeScopes are the scopes of VirtualServices that a namespace sees.
+func routeScopes(r *store.Reader, namespace string) []scope {
 	def := meshConfig(r).Mesh.GetDefaultVirtualServiceExportTo()
-	return append(publicScopes(def), privateScopes(def, view)...)
+	return append(publicScopes(def), privateScopes(def, namespace)...)
 }
 
-// routeView is whose view of the VirtualServices a namespace shares: "" is that
-// of all namespaces that none is private to.
-var routeView = store.NewRule("route view", equal[string], func(r *store.Reader, namespace string) string {
+// routeView is whose view of the VirtualServices a namespace shares.
+var routeView = store.NewRule("route view", equal[view], func(r *store.Reader, v view) view {
 	def := meshConfig(r).Mesh.GetDefaultVirtualServiceExportTo()
-	if len(lookupScopes(r, virtualServicesByScope, privateScopes(def, namespace))) == 0 {
-		return ""
+	if len(lookupScopes(r, virtualServicesByScope, privateScopes(def, v.Namespace))) == 0 && !store.Eval(r, namesOwnHosts, v.Sidecar) {
+		v.Namespace = ""
 	}
-	return namespace
+	return v
 })
 
 // visibleVirtualServices are those of a view.
 var visibleVirtualServices = store.NewRule("visible virtual services", (*virtualServiceSet).equal,
-	func(r *store.Reader, view string) *virtualServiceSet {
-		return newVirtualServiceSet(visibleHeads(r, view), meshConfig(r).ClusterDomain)
+	func(r *store.Reader, v view) *virtualServiceSet {
+		return newVirtualServiceSet(visibleHeads(r, v), meshConfig(r).ClusterDomain)
 	})
 
 // visibleL4 are those of a view that have routes of TCP or TLS: what listeners are
 // made of, and few of all.
 var visibleL4 = store.NewRule("visible virtual services for tcp", (*virtualServiceSet).equal,
-	func(r *store.Reader, view string) *virtualServiceSet {
-		heads := slices.DeleteFunc(visibleHeads(r, view), func(h scopedHead) bool { return !h.L4 })
+	func(r *store.Reader, v view) *virtualServiceSet {
+		heads := slices.DeleteFunc(visibleHeads(r, v), func(h scopedHead) bool { return !h.L4 })
 		return newVirtualServiceSet(heads, meshConfig(r).ClusterDomain)
 	})
 
-func visibleHeads(r *store.Reader, view string) []scopedHead {
+func visibleHeads(r *store.Reader, v view) []scopedHead {
 	var out []scopedHead
-	for _, s := range routeScopes(r, view) {
+	for _, s := range routeScopes(r, v.Namespace) {
 		out = append(out, store.Eval(r, scopeHeads, s)...)
+	}
+	if v.Sidecar != (ir.ObjectKey{}) {
+		out = sidecarHeads(r, v, out)
 	}
 	return out
 }

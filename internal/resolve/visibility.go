@@ -18,10 +18,10 @@ var (
 			return nil
 		})
 	servicesByNamespacePort = store.NewIndex(store.Services, "kubernetes services by namespace and port",
-		func(k model.ServiceKey, s *model.Service) []viewPort {
-			var out []viewPort
+		func(k model.ServiceKey, s *model.Service) []namespacePort {
+			var out []namespacePort
 			for _, p := range s.Ports {
-				if at := (viewPort{k.Namespace, p.Number}); k.Kind == model.KubernetesService && !slices.Contains(out, at) {
+				if at := (namespacePort{k.Namespace, p.Number}); k.Kind == model.KubernetesService && !slices.Contains(out, at) {
 					out = append(out, at)
 				}
 			}
@@ -104,7 +104,7 @@ var privateNamespace = store.NewRule("private namespace", equal[bool], func(r *s
 // sharedVisibility is that of all but the route tables that have bare names: where
 // the namespace matters for those only, the rest is shared with other namespaces.
 func sharedVisibility(r *store.Reader, v ir.Visibility) ir.Visibility {
-	if v.Namespace != "" && !store.Eval(r, privateRules, v.Namespace) {
+	if v.Namespace != "" && !store.Eval(r, privateRules, v.Namespace) && !store.Eval(r, namesOwnHosts, v.Sidecar) {
 		v.Namespace = ""
 	}
 	return v
@@ -112,16 +112,21 @@ func sharedVisibility(r *store.Reader, v ir.Visibility) ir.Visibility {
 
 // bareNames tells whether clients of a namespace call a service of it by its bare
 // name on this port.
-var bareNames = store.NewRule("bare names", equal[bool], func(r *store.Reader, k viewPort) bool {
+var bareNames = store.NewRule("bare names", equal[bool], func(r *store.Reader, k namespacePort) bool {
 	return len(store.Lookup(r, servicesByNamespacePort, k)) > 0
 })
+
+type namespacePort struct {
+	Namespace string
+	Port      uint32
+}
 
 // selectedLabels are the label pairs by which some rule selects the proxies of a
 // namespace: sourceLabels of the virtual services that it sees, and workload
 // selectors of its own DestinationRules.
 var selectedLabels = store.NewRule("selected labels", slices.Equal[[]label], func(r *store.Reader, namespace string) []label {
 	var out []label
-	for _, s := range routeScopes(r, store.Eval(r, routeView, namespace)) {
+	for _, s := range routeScopes(r, store.Eval(r, routeView, view{Namespace: namespace}).Namespace) {
 		out = append(out, store.Eval(r, scopeLabels, s)...)
 	}
 	for _, d := range store.Lookup(r, destinationRulesByNamespace, namespace) {
@@ -136,8 +141,8 @@ var selectedLabels = store.NewRule("selected labels", slices.Equal[[]label], fun
 // visibilityOf is what a proxy of a namespace with these labels sees: as little
 // of either as makes a difference.
 func visibilityOf(r *store.Reader, namespace string, labels map[string]string) ir.Visibility {
-	var v ir.Visibility
-	if store.Eval(r, privateNamespace, namespace) {
+	v := ir.Visibility{Sidecar: sidecarOf(r, namespace, labels)}
+	if store.Eval(r, privateNamespace, namespace) || store.Eval(r, namesOwnHosts, v.Sidecar) {
 		v.Namespace = namespace
 	}
 	kept := map[string]string{}

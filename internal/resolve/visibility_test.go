@@ -42,8 +42,8 @@ func compareVisibilities(t *testing.T, r *store.Reader, at string, a, b ir.Visib
 			t.Errorf("%s: services of %s are not those that all see", at, c.Service.Host)
 		}
 	}
-	for _, port := range store.Eval(r, visiblePorts, "") {
-		for _, spec := range store.Eval(r, listenerTable, viewPort{"", port}).Specs {
+	for _, port := range store.Eval(r, visiblePorts, view{}) {
+		for _, spec := range store.Eval(r, listenerTable, viewPort{view{}, port}).Specs {
 			of := func(v ir.Visibility) *ir.Listener {
 				return store.Eval(r, Listener, ir.ListenerKey{Visibility: v, Address: spec.Address, Port: port})
 			}

@@ -124,6 +124,7 @@ type reached func(tx *store.Tx, namespace, name string) (roots []store.Root, fou
 var objects = map[string]reached{
 	"virtualservice":      reachedBy(store.VirtualServices, objectKey),
 	"destinationrule":     reachedBy(store.DestinationRules, objectKey),
+	"sidecar":             reachedBy(store.Sidecars, objectKey),
 	"peerauthentication":  reachedBy(store.PeerAuthentications, objectKey),
 	"authorizationpolicy": reachedBy(store.AuthorizationPolicies, objectKey),
 	"endpointslice":       reachedBy(store.EndpointSlices, objectKey),

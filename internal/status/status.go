@@ -146,7 +146,7 @@ func (k Kind) Resource() (schema.GroupVersionResource, bool) {
 
 // UnactedKinds are those of Istio's API that this version does not act on at all.
 func UnactedKinds() []Kind {
-	return []Kind{Gateway, Sidecar, EnvoyFilter, ProxyConfig, RequestAuthentication, Telemetry, WasmPlugin, TrafficExtension}
+	return []Kind{Gateway, EnvoyFilter, ProxyConfig, RequestAuthentication, Telemetry, WasmPlugin, TrafficExtension}
 }
 
 // Object is what an object's status says now.

@@ -53,7 +53,7 @@ func TestUnactedKindsAreReported(t *testing.T) {
 			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Generation: 1, Labels: map[string]string{"dropped": "yes"}},
 		}
 	}
-	client := metadatafake.NewSimpleMetadataClient(scheme, object(Sidecar, "ingress"), object(Telemetry, "logs"))
+	client := metadatafake.NewSimpleMetadataClient(scheme, object(EnvoyFilter, "ingress"), object(Telemetry, "logs"))
 	r := &recorder{said: map[ref][]Condition{}}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -64,8 +64,8 @@ func TestUnactedKindsAreReported(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	eventually(t, "both are reported", func() bool { return r.get(Sidecar, "ingress") != nil && r.get(Telemetry, "logs") != nil })
-	if c := r.get(Sidecar, "ingress")[0]; c.Type != Supported || c.Status != metav1.ConditionFalse || c.Reason != ReasonUnsupportedKind {
+	eventually(t, "both are reported", func() bool { return r.get(EnvoyFilter, "ingress") != nil && r.get(Telemetry, "logs") != nil })
+	if c := r.get(EnvoyFilter, "ingress")[0]; c.Type != Supported || c.Status != metav1.ConditionFalse || c.Reason != ReasonUnsupportedKind {
 		t.Errorf("condition %+v", c)
 	}
 	gvr, _ := Telemetry.Resource()
@@ -81,7 +81,7 @@ func TestUnactedKindsAreReported(t *testing.T) {
 // TestOurOwnWritesAreNoNews: a status write changes the resource version only.
 func TestOurOwnWritesAreNoNews(t *testing.T) {
 	r := &recorder{said: map[ref][]Condition{}}
-	h := unactedHandler(Sidecar, r)
+	h := unactedHandler(EnvoyFilter, r)
 	before := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "a", Generation: 1, ResourceVersion: "1"}}
 	after := before.DeepCopy()
 	after.ResourceVersion = "2"

@@ -17,6 +17,7 @@ var (
 	EndpointSlices        = NewTable[model.Key, *model.EndpointSlice]("endpointslices", model.Key.Compare)
 	VirtualServices       = NewTable[model.Key, *model.VirtualService]("virtualservices", model.Key.Compare)
 	DestinationRules      = NewTable[model.Key, *model.DestinationRule]("destinationrules", model.Key.Compare)
+	Sidecars              = NewTable[model.Key, *model.Sidecar]("sidecars", model.Key.Compare)
 	PeerAuthentications   = NewTable[model.Key, *model.PeerAuthentication]("peerauthentications", model.Key.Compare)
 	AuthorizationPolicies = NewTable[model.Key, *model.AuthorizationPolicy]("authorizationpolicies", model.Key.Compare)
 

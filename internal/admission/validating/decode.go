@@ -28,6 +28,7 @@ type spec interface {
 var kinds = map[status.Kind]func() spec{
 	status.VirtualService:      func() spec { return &networking.VirtualService{} },
 	status.DestinationRule:     func() spec { return &networking.DestinationRule{} },
+	status.Sidecar:             func() spec { return &networking.Sidecar{} },
 	status.ServiceEntry:        func() spec { return &networking.ServiceEntry{} },
 	status.WorkloadEntry:       func() spec { return &networking.WorkloadEntry{} },
 	status.WorkloadGroup:       func() spec { return &networking.WorkloadGroup{} },

@@ -38,7 +38,7 @@ type nameServer struct {
 	given     map[string]bool                     // names given unasked
 	aliases   map[string]string                   // what is asked for → what has it
 	unknown   func(typeURL, name string) proto.Message
-	silent    bool // as if nobody were there to ask
+	silent    bool     // as if nobody were there to ask
 	asked     []string // by type and name, in order
 	close     func()
 }

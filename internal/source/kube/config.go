@@ -34,6 +34,8 @@ func istioObject(obj any) (istioView, bool) {
 		return view(&o.ObjectMeta, &o.Status)
 	case *networkingv1.DestinationRule:
 		return view(&o.ObjectMeta, &o.Status)
+	case *networkingv1.Sidecar:
+		return view(&o.ObjectMeta, &o.Status)
 	case *networkingv1.ServiceEntry:
 		return istioView{o.Generation, o.Status.GetConditions(), o.Status.GetObservedGeneration()}, true
 	case *networkingv1.WorkloadGroup:
@@ -110,6 +112,12 @@ func (s *Source) syncConfig(b *store.Batch, r ref) {
 			putConfig(s, b, store.DestinationRules, r, &o.ObjectMeta, &o.Spec, validate.DestinationRule(&o.Spec))
 		} else {
 			deleteConfig(s, b, store.DestinationRules, r)
+		}
+	case status.Sidecar:
+		if o, ok := get[*networkingv1.Sidecar](s, r); ok {
+			putConfig(s, b, store.Sidecars, r, &o.ObjectMeta, &o.Spec, validate.Sidecar(&o.Spec))
+		} else {
+			deleteConfig(s, b, store.Sidecars, r)
 		}
 	case status.PeerAuthentication:
 		if o, ok := get[*securityv1.PeerAuthentication](s, r); ok {

@@ -40,6 +40,7 @@ func (s *Source) makeFeeds() {
 		{status.WorkloadGroup, networking, decodeAs[networkingv1.WorkloadGroup], nil},
 		{status.VirtualService, networking, decodeAs[networkingv1.VirtualService], nil},
 		{status.DestinationRule, networking, decodeAs[networkingv1.DestinationRule], nil},
+		{status.Sidecar, networking, decodeAs[networkingv1.Sidecar], nil},
 		{status.PeerAuthentication, security, decodeAs[securityv1.PeerAuthentication], nil},
 		{status.AuthorizationPolicy, security, decodePolicy, nil},
 	} {

@@ -29,6 +29,7 @@ func (m *mesh) dump() map[string]any {
 		"endpointSlices":        rows(m, store.EndpointSlices),
 		"virtualServices":       configs(m, store.VirtualServices),
 		"destinationRules":      configs(m, store.DestinationRules),
+		"sidecars":              configs(m, store.Sidecars),
 		"peerAuthentications":   configs(m, store.PeerAuthentications),
 		"authorizationPolicies": configs(m, store.AuthorizationPolicies),
 	}

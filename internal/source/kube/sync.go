@@ -30,7 +30,7 @@ func (s *Source) sync(changed map[ref]struct{}) {
 			s.syncServiceEntry(b, r)
 		case status.WorkloadGroup:
 			s.syncGroup(r)
-		case status.VirtualService, status.DestinationRule, status.PeerAuthentication, status.AuthorizationPolicy:
+		case status.VirtualService, status.DestinationRule, status.Sidecar, status.PeerAuthentication, status.AuthorizationPolicy:
 			s.syncConfig(b, r)
 		}
 	}

@@ -17,6 +17,8 @@ func Spec(spec proto.Message) []string {
 		return VirtualService(s)
 	case *networking.DestinationRule:
 		return DestinationRule(s)
+	case *networking.Sidecar:
+		return Sidecar(s)
 	case *networking.ServiceEntry:
 		return ServiceEntry(s)
 	case *networking.WorkloadEntry:

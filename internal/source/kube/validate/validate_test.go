@@ -24,6 +24,10 @@ var kinds = map[string]func() (istioMessage, func() []string){
 		m := &networking.DestinationRule{}
 		return m, func() []string { return DestinationRule(m) }
 	},
+	"sidecar": func() (istioMessage, func() []string) {
+		m := &networking.Sidecar{}
+		return m, func() []string { return Sidecar(m) }
+	},
 	"serviceentry": func() (istioMessage, func() []string) {
 		m := &networking.ServiceEntry{}
 		return m, func() []string { return ServiceEntry(m) }
