@@ -86,7 +86,8 @@ type changed struct {
 // churned is what a stream of changes did.
 type churned struct {
 	Changes    int     `json:"changes"`
-	CPUPerS    float64 `json:"cpuPerS"` // cores
+	CPUPerS    float64 `json:"cpuPerS"`    // cores
+	ClientPerS float64 `json:"clientPerS"` // of the client and the stub
 	EarlyLagMS float64 `json:"earlyLagMS"`
 	LateLagMS  float64 `json:"lateLagMS"`
 	WorstLagMS float64 `json:"worstLagMS"`
@@ -336,7 +337,7 @@ func (m *measurement) churn() error {
 	if err != nil {
 		return err
 	}
-	begin, traffic := time.Now(), m.load.Traffic()
+	begin, traffic, self := time.Now(), m.load.Traffic(), selfCPU()
 	r := m.load.Churn(m.Churn, time.Duration(m.ChurnSeconds)*time.Second, m.Services, func(n int) {
 		m.api.Put(m.mesh.EndpointOf(n%m.Services, 0, load.ChurnAddress(n)))
 	})
@@ -348,7 +349,8 @@ func (m *measurement) churn() error {
 	if len(r.Seconds) < 2 {
 		return errors.New("no change arrived in time")
 	}
-	c := &churned{Changes: r.Changes, CPUPerS: (after.cpu - before.cpu).Seconds() / took, DrainS: r.Drain.Seconds(), Lost: r.Lost, Behind: r.Behind}
+	c := &churned{Changes: r.Changes, CPUPerS: (after.cpu - before.cpu).Seconds() / took,
+		ClientPerS: (selfCPU() - self).Seconds() / took, DrainS: r.Drain.Seconds(), Lost: r.Lost, Behind: r.Behind}
 	bytes := int64(0)
 	for t, n := range m.load.Traffic().Bytes {
 		bytes += n - traffic.Bytes[t]

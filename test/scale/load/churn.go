@@ -40,8 +40,8 @@ func (c *churn) observe(p *proxy, id int, assignment []byte, now time.Time) {
 	}
 	p.held.mu.Lock()
 	defer p.held.mu.Unlock()
-	if p.held.digests == nil {
-		p.held.digests, p.held.newest = map[int]uint64{}, map[int]int{}
+	for len(p.held.digests) <= id {
+		p.held.digests = append(p.held.digests, 0)
 	}
 	p.held.digests[id] = maphash.Bytes(c.seed, assignment)
 	if !p.sample {
@@ -51,6 +51,9 @@ func (c *churn) observe(p *proxy, id int, assignment []byte, now time.Time) {
 	_ = addresses(assignment, func(a []byte) { newest = max(newest, number(a)) })
 	if newest < 0 {
 		return
+	}
+	if p.held.newest == nil {
+		p.held.newest = map[int]int{}
 	}
 	p.held.newest[id] = newest
 	c.mu.Lock()
@@ -78,7 +81,7 @@ func number(address []byte) int {
 // name, while a churn is measured.
 type held struct {
 	mu      sync.Mutex
-	digests map[int]uint64
+	digests []uint64    // 0: it was sent none
 	newest  map[int]int // the newest change in them; of a sample's
 }
 
@@ -144,14 +147,15 @@ func (c *churn) seconds() []LagSecond {
 
 // compare says what proxies hold after the changes 0 to n-1.
 func (l *Load) compare(n, services int) (behind, lost int) {
-	reference := &l.proxies[0].held
-	for _, p := range l.proxies {
+	var reference []uint64
+	for i, p := range l.proxies {
 		p.held.mu.Lock()
-		if p != l.proxies[0] {
-			for id, digest := range reference.digests {
-				if p.held.digests[id] != digest {
-					behind++
-				}
+		if i == 0 {
+			reference = slices.Clone(p.held.digests)
+		}
+		for id, digest := range reference {
+			if id >= len(p.held.digests) || p.held.digests[id] != digest {
+				behind++
 			}
 		}
 		if p.sample {
