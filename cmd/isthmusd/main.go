@@ -95,6 +95,8 @@ func command() *cobra.Command {
 	f.StringVar(&flags.Webhook, "webhook", flags.Webhook, "address of the injection webhook")
 	f.StringVar(&flags.Monitoring, "monitoring", flags.Monitoring, "address of metrics and health")
 	f.StringVar(&flags.Injection.Image, "agent-image", flags.Injection.Image, "image of the injected sidecar")
+	f.StringVar(&flags.Limits.Memory, "memory-limit", "", "memory to keep to, as in 2Gi (default by the cgroup); beyond, new streams are refused")
+	f.IntVar(&flags.Limits.Streams, "max-streams", 0, "proxies to serve; those beyond are sent to other replicas (default no limit)")
 	cmd.AddCommand(snapshotCommand())
 	return cmd
 }
@@ -115,6 +117,8 @@ func override(cmd *cobra.Command, c *server.Config, flags server.Config) {
 		"webhook":       func() { c.Webhook = flags.Webhook },
 		"monitoring":    func() { c.Monitoring = flags.Monitoring },
 		"agent-image":   func() { c.Injection.Image = flags.Injection.Image },
+		"memory-limit":  func() { c.Limits.Memory = flags.Limits.Memory },
+		"max-streams":   func() { c.Limits.Streams = flags.Limits.Streams },
 	} {
 		if cmd.Flags().Changed(name) {
 			set()

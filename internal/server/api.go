@@ -8,9 +8,9 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
-	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/encoding/protojson"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -32,17 +32,20 @@ var kindTypes = map[string]string{
 	"workload":  xds.WorkloadConfigType,
 }
 
-// A token is looked at this often a second: whoever asks has shown nothing yet, and
-// each look is a request to Kubernetes.
+// One source's tokens are looked at this often a second: whoever asks has shown
+// nothing yet, and each look is a request to Kubernetes. The user whom a token
+// proves may ask as often, from wherever.
 const (
-	apiRate  = 50
-	apiBurst = 200
+	apiRate  = 10
+	apiBurst = 100
 )
 
 // controlAPI answers the command line (api/control/v1).
 type controlAPI struct {
 	kube     kubernetes.Interface
-	limit    *rate.Limiter
+	sources  *callers
+	users    *callers
+	shed     *shedding
 	mesh     *discovery.Mesh
 	revision func() uint64
 	log      *slog.Logger
@@ -78,8 +81,11 @@ func (a *controlAPI) authorized(f func(*http.Request) (any, error)) http.Handler
 			} else {
 				a.log.Error("api request failed", "path", r.URL.Path, "error", err)
 			}
-			if status == http.StatusUnauthorized {
+			switch status {
+			case http.StatusUnauthorized:
 				w.Header().Set("WWW-Authenticate", "Bearer")
+			case http.StatusTooManyRequests:
+				w.Header().Set("Retry-After", strconv.Itoa(apiRetry))
 			}
 			w.WriteHeader(status)
 			answer = controlv1.Error{Error: text}
@@ -94,12 +100,15 @@ func (a *controlAPI) authorize(r *http.Request) error {
 	if !ok {
 		return &apiError{http.StatusUnauthorized, "a bearer token of audience " + controlv1.Audience + " is needed"}
 	}
-	if !a.limit.Allow() {
-		return &apiError{http.StatusTooManyRequests, "too many requests: try again in a second"}
+	if !a.sources.allow(sourceOf(remote(r)).String()) {
+		return a.tooMany("this address")
 	}
 	user, err := a.user(r.Context(), token)
 	if err != nil {
 		return err
+	}
+	if !a.users.allow(user.Username) {
+		return a.tooMany(user.Username)
 	}
 	extra := make(map[string]authorizationv1.ExtraValue, len(user.Extra))
 	for k, v := range user.Extra {
@@ -118,6 +127,11 @@ func (a *controlAPI) authorize(r *http.Request) error {
 		return &apiError{http.StatusForbidden, fmt.Sprintf("%s may not get proxies.isthmus.dev: bind it to a role that allows it", user.Username)}
 	}
 	return nil
+}
+
+func (a *controlAPI) tooMany(who string) error {
+	a.shed.api.Add(1)
+	return &apiError{http.StatusTooManyRequests, "too many requests of " + who + ": try again in a second"}
 }
 
 func (a *controlAPI) user(ctx context.Context, token string) (*authenticationv1.UserInfo, error) {

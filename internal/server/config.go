@@ -42,6 +42,7 @@ type Config struct {
 
 	Join      Join      `json:"join"`
 	Injection Injection `json:"injection"`
+	Limits    Limits    `json:"limits"`
 }
 
 // KubeAPI is how the standalone mode's Kubernetes API is served.
@@ -84,6 +85,7 @@ func Defaults() Config {
 		Monitoring: "127.0.0.1:15014",
 		Join:       Join{BytesPerSecond: 200 << 20},
 		Injection:  Injection{Image: "isthmus/agent"},
+		Limits:     Limits{Connections: 2000, ConnectionsPerSource: 200, Downloads: 64},
 	}
 }
 
@@ -124,6 +126,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Join.BytesPerSecond <= 0 {
 		return errors.New("join.bytesPerSecond must be positive")
+	}
+	if err := c.Limits.validate(); err != nil {
+		return err
 	}
 	if c.Injection.Service == "" {
 		return nil

@@ -7,7 +7,9 @@ import (
 	"encoding/hex"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"regexp"
 	"sync"
@@ -30,6 +32,8 @@ type joinFiles struct {
 	agent    string        // path of isthmus-agent
 	envoy    string        // path of Envoy
 	download *rate.Limiter // of all downloads together, bytes a second
+	places   *places       // of downloads
+	shed     *shedding
 	log      *slog.Logger
 
 	mu     sync.Mutex
@@ -42,12 +46,17 @@ type fileHash struct {
 	sum      string
 }
 
-const downloadBurst = 1 << 20
+const (
+	downloadBurst = 1 << 20
+	// slowest is the rate, in bytes a second, below which a download is cut off: it
+	// keeps others from theirs.
+	slowest = 32 << 10
+)
 
-// newJoinFiles limits downloads to a rate in bytes a second.
-func newJoinFiles(bundle func() []byte, agent, envoy string, bytesPerSecond int, log *slog.Logger) *joinFiles {
-	return &joinFiles{bundle: bundle, agent: agent, envoy: envoy, log: log, hashes: map[string]fileHash{},
-		download: rate.NewLimiter(rate.Limit(bytesPerSecond), downloadBurst)}
+// newJoinFiles limits downloads to a rate in bytes a second, and to so many at once.
+func newJoinFiles(bundle func() []byte, agent, envoy string, bytesPerSecond, downloads int, shed *shedding, log *slog.Logger) *joinFiles {
+	return &joinFiles{bundle: bundle, agent: agent, envoy: envoy, log: log, hashes: map[string]fileHash{}, shed: shed,
+		places: newPlaces(downloads, (downloads+1)/2), download: rate.NewLimiter(rate.Limit(bytesPerSecond), downloadBurst)}
 }
 
 func (j *joinFiles) register(mux *http.ServeMux) {
@@ -114,6 +123,13 @@ func (j *joinFiles) hash(path string) (string, error) {
 }
 
 func (j *joinFiles) file(w http.ResponseWriter, r *http.Request, path string) {
+	release, ok := j.places.take(remote(r))
+	if !ok {
+		j.shed.downloads.Add(1)
+		retryAfter(w, downloadRetry, "isthmusd serves as many downloads as it may now: try again in a moment")
+		return
+	}
+	defer release()
 	f, err := os.Open(path)
 	if err != nil {
 		http.Error(w, "the control plane has no such file", http.StatusServiceUnavailable)
@@ -125,8 +141,19 @@ func (j *joinFiles) file(w http.ResponseWriter, r *http.Request, path string) {
 		http.Error(w, "the control plane can't read the file", http.StatusServiceUnavailable)
 		return
 	}
+	end := time.Now().Add(time.Minute + time.Duration(st.Size()/slowest)*time.Second)
+	if err := http.NewResponseController(w).SetWriteDeadline(end); err != nil {
+		http.Error(w, "the connection has no deadlines", http.StatusInternalServerError)
+		return
+	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	http.ServeContent(limitedWriter{w, r, j.download}, r, "", st.ModTime(), f)
+}
+
+// remote is the address that a request came from.
+func remote(r *http.Request) net.Addr {
+	ap, _ := netip.ParseAddrPort(r.RemoteAddr) // zero: none, all such share a place
+	return net.TCPAddrFromAddrPort(ap)
 }
 
 // limitedWriter keeps downloads from taking the network of everything else.

@@ -34,7 +34,7 @@ get() {
 	fi
 	[ -e "$3" ] || fetched="$fetched $3"
 	echo "fetching $1"
-	curl -fsS --http1.1 --cacert "$dir/ca.pem" --retry 3 --retry-connrefused -o "$3.new" "https://$server/join/$1" ||
+	curl -fsS --http1.1 --cacert "$dir/ca.pem" --retry 5 --retry-connrefused -o "$3.new" "https://$server/join/$1" ||
 		fail "could not fetch $1 from $server"
 	has "$3.new" "$2" || { rm -f "$3.new"; fail "$1 from $server has the wrong SHA-256: the download was cut short or changed; run the line again"; }
 	chmod 755 "$3.new"

@@ -65,7 +65,7 @@ func TestSplitTLS(t *testing.T) {
 	split := newSplitTLS(inner, &tls.Config{
 		Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2", "http/1.1"},
 		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: members,
-	}, slog.New(slog.DiscardHandler))
+	}, Limits{Connections: 100, ConnectionsPerSource: 100}, &shedding{}, slog.New(slog.DiscardHandler))
 	served := make(chan error, 1)
 	go func() { served <- split.serve() }()
 	hs := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "http") })}

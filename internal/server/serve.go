@@ -12,9 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
@@ -34,7 +32,8 @@ const (
 	keepaliveTime    = 30 * time.Second
 	keepaliveTimeout = 10 * time.Second
 	maxStreamAge     = 30 * time.Minute
-	shutdownTime     = 5 * time.Second
+	drainTime        = 3 * time.Second // over which a replica that stops hands over its streams
+	shutdownTime     = 8 * time.Second
 	reviewTime       = 10 * time.Second // to send an object to a webhook
 )
 
@@ -49,12 +48,14 @@ func (s *server) serve(ctx context.Context, g *errgroup.Group, l *listeners) err
 	dns, addrs := s.names()
 	serving := ca.NewServing(s.authority, ca.ServerNames{DNS: dns, Addresses: addrs})
 	metrics := newMetrics()
-	s.xds = xds.NewServer(s.mesh, xds.Options{Authenticate: s.authenticate, Converged: metrics.converged, Log: s.log.With("component", "xds")})
-	metrics.register(s)
+	s.xds = xds.NewServer(s.mesh, xds.Options{Authenticate: s.authenticate, Converged: metrics.converged,
+		MaxStreams: s.Limits.Streams, MaxHeap: keepMemory(s.Limits.memory(s.Standalone)),
+		MaxStreamAge: maxStreamAge, DrainTime: drainTime, Log: s.log.With("component", "xds")})
 	s.serveMain(ctx, g, l.main, serving)
 	if l.plaintext != nil {
-		s.servePlaintext(ctx, g, l.plaintext)
+		s.servePlaintext(ctx, g, l.plaintext, metrics)
 	}
+	metrics.register(s)
 	if err := s.serveWebhook(ctx, g, l.webhook, serving); err != nil {
 		return err
 	}
@@ -64,8 +65,9 @@ func (s *server) serve(ctx context.Context, g *errgroup.Group, l *listeners) err
 
 // serveMain serves gRPC and HTTP on the one port that machines need to reach.
 func (s *server) serveMain(ctx context.Context, g *errgroup.Group, l net.Listener, serving *ca.Serving) {
-	split := newSplitTLS(l, serving.TLSConfig("h2", "http/1.1"), s.log)
+	split := newSplitTLS(l, serving.TLSConfig("h2", "http/1.1"), s.Limits, &s.shed, s.log)
 	g.Go(split.serve)
+	s.serveBusy(ctx, g, split)
 
 	csr := &ca.Service{Signer: s.authority, TrustDomain: s.settings.TrustDomain, Tokens: s.kubernetesTokens(),
 		Members: s.enroll, Limiter: ca.NewLimiter(), Log: s.log.With("component", "ca")}
@@ -84,11 +86,12 @@ func (s *server) serveMain(ctx context.Context, g *errgroup.Group, l net.Listene
 	strangers := serveGRPC(split.open, grpc.MaxRecvMsgSize(strangerMessage), grpc.MaxConcurrentStreams(strangerStreams))
 
 	mux := http.NewServeMux()
-	api := &controlAPI{kube: s.reviews, limit: rate.NewLimiter(apiRate, apiBurst), mesh: s.mesh, log: s.log.With("component", "api"),
+	api := &controlAPI{kube: s.reviews, sources: newCallers(apiRate, apiBurst), users: newCallers(apiRate, apiBurst), shed: &s.shed,
+		mesh: s.mesh, log: s.log.With("component", "api"),
 		revision: func() uint64 { return s.store.Stats().Revision }}
 	api.register(mux)
 	agent, envoy := s.joinBinaries()
-	newJoinFiles(func() []byte { return s.authority.Bundle().JoinedPEM() }, agent, envoy, s.Join.BytesPerSecond, s.log.With("component", "join")).register(mux)
+	newJoinFiles(func() []byte { return s.authority.Bundle().JoinedPEM() }, agent, envoy, s.Join.BytesPerSecond, s.Limits.Downloads, &s.shed, s.log.With("component", "join")).register(mux)
 	s.serveHTTP(ctx, g, split.http, mux)
 
 	g.Go(func() error {
@@ -133,10 +136,11 @@ func (s *server) joinBinaries() (agent, envoy string) {
 
 // servePlaintext serves ADS to whoever reaches a loopback address. Nothing else
 // is served there.
-func (s *server) servePlaintext(ctx context.Context, g *errgroup.Group, l net.Listener) {
+func (s *server) servePlaintext(ctx context.Context, g *errgroup.Group, l net.Listener, metrics *metrics) {
 	s.log.Warn("serving xds without authentication", "address", l.Addr().String())
 	gs := grpc.NewServer(xds.ServerOptions(keepaliveTime, keepaliveTimeout, maxStreamAge)...)
-	xds.NewServer(s.mesh, xds.Options{Authenticate: xds.PeerAddress, Log: s.log.With("component", "xds")}).Register(gs)
+	s.plaintext = xds.NewServer(s.mesh, xds.Options{Authenticate: xds.PeerAddress, Converged: metrics.converged, Log: s.log.With("component", "xds")})
+	s.plaintext.Register(gs)
 	g.Go(func() error { return unlessClosed(gs.Serve(l)) })
 	g.Go(func() error {
 		<-ctx.Done()
@@ -215,41 +219,6 @@ func (s *server) serveHTTP(ctx context.Context, g *errgroup.Group, l net.Listene
 		}
 		return nil
 	})
-}
-
-// metrics of the control plane, under Istio's names where Istio has one.
-type metrics struct {
-	registry    *prometheus.Registry
-	convergence prometheus.Histogram
-}
-
-func newMetrics() *metrics {
-	m := &metrics{registry: prometheus.NewRegistry(), convergence: prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: "pilot_proxy_convergence_time", Help: "Seconds from a change until a proxy has acknowledged it.",
-		Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 3, 5, 10, 20, 30},
-	})}
-	m.registry.MustRegister(m.convergence)
-	return m
-}
-
-func (m *metrics) converged(d time.Duration) { m.convergence.Observe(d.Seconds()) }
-
-func (m *metrics) register(s *server) {
-	gauge := func(name, help string, f func() float64) {
-		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
-	}
-	counter := func(name, help string, labels prometheus.Labels, f func() float64) {
-		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels}, f))
-	}
-	gauge("pilot_xds", "Proxies connected.", func() float64 { return float64(s.xds.Counters().Streams) })
-	gauge("isthmus_xds_waiting", "Proxies that wait for their turn at a first configuration.", func() float64 { return float64(s.xds.Counters().Waiting) })
-	gauge("isthmus_revision", "Revision of the mesh.", func() float64 { return float64(s.store.Stats().Revision) })
-	gauge("isthmus_store_vertices", "Rows, index buckets and results that something reads.", func() float64 { return float64(s.store.Stats().Vertices) })
-	counter("isthmus_rule_runs_total", "Rules run.", nil, func() float64 { return float64(s.store.Stats().Runs) })
-	for i, name := range xds.TypeNames {
-		counter("pilot_xds_pushes", "Responses sent.", prometheus.Labels{"type": name}, func() float64 { return float64(s.xds.Counters().Types[i].Responses) })
-		counter("pilot_total_xds_rejects", "Responses that proxies refused.", prometheus.Labels{"type": name}, func() float64 { return float64(s.xds.Counters().Types[i].Refused) })
-	}
 }
 
 // healthy is nil while this replica does its work.

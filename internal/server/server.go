@@ -62,7 +62,9 @@ type server struct {
 	status    *status.Writer
 	mesh      *discovery.Mesh
 	refusals  refusals
+	shed      shedding
 	xds       *xds.Server
+	plaintext *xds.Server // nil: off
 	settings  *model.MeshConfig
 	authority *ca.Authority
 	enroll    *enroll.Service

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime/pprof"
 	"strings"
 	"testing"
 	"time"
@@ -34,8 +35,11 @@ import (
 	"isthmus.dev/internal/ca"
 )
 
-// stopTime is how long a graceful stop may take on a busy machine.
-const stopTime = 20 * time.Second
+// How long a start and a graceful stop may take on a busy machine.
+const (
+	startTime = 3 * time.Minute
+	stopTime  = time.Minute
+)
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
@@ -80,6 +84,7 @@ func run(t *testing.T, c Config) *running {
 		case err := <-ended:
 			return err
 		case <-time.After(stopTime):
+			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2) // what it waits for
 			return fmt.Errorf("still running after %s", stopTime)
 		}
 	}}
@@ -94,6 +99,11 @@ func run(t *testing.T, c Config) *running {
 		stopped = true
 		cancel()
 		t.Fatalf("isthmusd ended: %v", err)
+	case <-time.After(startTime):
+		stopped = true
+		cancel()
+		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2) // what it waits for
+		t.Fatalf("isthmusd does not serve after %s", startTime)
 	}
 	return r
 }
@@ -170,11 +180,13 @@ func TestStandalone(t *testing.T) {
 	if err := os.WriteFile(config.Join.Envoy, []byte("envoy"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	config.XDSPlaintext = freeAddress(t)
 	d := run(t, config)
 	t.Run("ready", func(t *testing.T) { checkReady(t, d) })
 	t.Run("api", func(t *testing.T) { checkAPI(t, d) })
 	t.Run("join", func(t *testing.T) { checkJoin(t, d, agent) })
 	t.Run("webhooks", func(t *testing.T) { checkWebhooks(t, d) })
+	t.Run("metrics", func(t *testing.T) { checkMetrics(t, d) })
 	t.Run("second start", func(t *testing.T) { checkSecondStart(t, d, dir) })
 
 	_, roots := d.get(t, "/join/ca.pem", "")

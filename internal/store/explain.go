@@ -86,15 +86,7 @@ func Reach[K comparable, V Row[V]](tx *Tx, t *Table[K, V], k K) ([]Root, bool) {
 	if s == nil || s.rows[k] == nil || !s.rows[k].present {
 		return nil, false
 	}
-	row := s.rows[k]
-	from := []vertexID{row.cell}
-	if s.all != nil {
-		from = append(from, s.all.cell)
-	}
-	for _, ix := range s.indexes {
-		from = append(from, ix.cells(row)...)
-	}
-	g := tx.s.graph
+	from, g := s.cells(s.rows[k]), tx.s.graph
 	seen := map[vertexID]bool{0: true}
 	var roots []Root
 	for len(from) > 0 {
@@ -115,7 +107,20 @@ func Reach[K comparable, V Row[V]](tx *Tx, t *Table[K, V], k K) ([]Root, bool) {
 	return roots, true
 }
 
-// cells are those of the buckets that a row is in, 0 for one that nobody reads.
+// cells are those of a row and of the buckets that it is in, 0 for one that nobody
+// reads.
+func (t *tableState[K, V]) cells(r *row[K, V]) []vertexID {
+	out := []vertexID{r.cell}
+	if t.all != nil {
+		out = append(out, t.all.cell)
+	}
+	for _, ix := range t.indexes {
+		out = append(out, ix.cells(r)...)
+	}
+	return out
+}
+
+// cells are those of the buckets that a row is in.
 func (s *bucketsOf[K, V, I]) cells(r *row[K, V]) []vertexID {
 	var out []vertexID
 	for _, k := range s.ix.keys(r.key, r.value) {
