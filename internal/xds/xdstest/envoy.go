@@ -136,14 +136,17 @@ func (e *Envoy) Clusters() []string {
 }
 
 // Get fetches a URL without keeping the connection; code 0 is a failure.
-func Get(url string) (code int, body string) {
+func Get(url string) (code int, body string) { return GetFrom("", url) }
+
+// GetFrom is Get that asks for a host; "" is that of the URL.
+func GetFrom(host, url string) (code int, body string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, err.Error()
 	}
-	req.Close = true
+	req.Close, req.Host = true, host
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return 0, err.Error()

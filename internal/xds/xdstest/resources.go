@@ -120,3 +120,35 @@ func Port(t testing.TB, addr net.Addr) uint32 {
 	}
 	return uint32(n)
 }
+
+// SplitRoute is a route configuration whose virtual hosts come by themselves, for as
+// long as it takes. What none of them takes is answered with 404.
+func SplitRoute(name string) *xds.Resource {
+	source := ads()
+	source.InitialFetchTimeout = durationpb.New(0)
+	return Resource(name, &routev3.RouteConfiguration{
+		Name: name,
+		Vhds: &routev3.Vhds{ConfigSource: source},
+		VirtualHosts: []*routev3.VirtualHost{{
+			Name:    "rest",
+			Domains: []string{"*"},
+			Routes: []*routev3.Route{{
+				Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+				Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 404}},
+			}},
+		}},
+	})
+}
+
+// VirtualHost is one of a split route, that sends a domain to a cluster.
+func VirtualHost(name, domain, cluster string) *xds.Resource {
+	return Resource(name, &routev3.VirtualHost{
+		Name:    name,
+		Domains: []string{domain},
+		Routes: []*routev3.Route{{
+			Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+			Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+				ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster}}},
+		}},
+	})
+}
