@@ -75,17 +75,17 @@ func (s *session) fillHosts(route string) {
 			names = append(names, r.Name)
 		}
 	}
-	t.changed.addAll(names, s.push)
+	t.changed.addAll(names, s.asked(t))
 	for name := range t.names.all() {
 		if routeOf(name) == route {
 			empty = false
 			if !s.current(t, name) {
-				t.answers.add(name, s.push)
+				t.answers.add(name, s.asked(t))
 			}
 		}
 	}
 	if empty {
-		t.answers.add(route+none, s.push)
+		t.answers.add(route+none, s.asked(t))
 	}
 }
 

@@ -79,7 +79,7 @@ func TestVirtualHosts(t *testing.T) {
 			{"reconnect", ""}, {"init cds a=1 b=1 x=1", "cds"}, {"init lds l=1", ""}, {"init rds r=1", ""}, {"ack cds", "lds; rds"}, {"ack lds", ""}, {"ack rds", ""}, {"wait", "vh r/a=1 r/b=1"}, {"ack vh", "cds -x"}}},
 		{name: "a route that a reconnecting proxy did not have", up: true, lines: [][2]string{
 			{"reconnect", ""}, {"init rds q r=1", "rds q=1; vh -q/-none-"}, {"init vh r/a=1 r/b=1", ""}}},
-		{name: "hosts in parts", chunk: 40, lines: [][2]string{
+		{name: "hosts in parts", chunk: 10, lines: [][2]string{
 			{"set rds/r=1 vh/r/a=1 vh/r/b=1", ""}, {"sub rds r", "rds r=1; vh r/a=1"}, {"ack vh", "vh r/b=1"}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

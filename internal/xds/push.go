@@ -126,13 +126,22 @@ type builder struct {
 // add puts a resource into the response, if there is room.
 func (b *builder) add(r *Resource, push uint64) bool {
 	n := len(r.Name) + len(r.Version) + len(r.Body.GetValue()) + len(r.Body.GetTypeUrl()) + 16
-	if b.size > 0 && b.size+n > b.session.chunk && !b.typ.whole {
+	if b.size > 0 && b.size+n > b.room() && !b.typ.whole {
 		return false
 	}
 	b.size += n
 	b.flight.resources = append(b.flight.resources, r)
 	b.flight.push = min(b.flight.push, push)
 	return true
+}
+
+// room is the size at which a response is large enough. Virtual hosts among which
+// domains move are refused apart, so more of them go together.
+func (b *builder) room() int {
+	if b.typ.rank == rankHost {
+		return 4 * b.session.chunk
+	}
+	return b.session.chunk
 }
 
 // find gives what answers a name. Where that has another name, it carries this one

@@ -136,6 +136,23 @@ func (q *removals) take(gone func(name string) bool) (names []string) {
 	return names
 }
 
+// postpone makes removals since a push those of a later one.
+func (q *removals) postpone(since, push uint64) {
+	for i := range q.list {
+		r := &q.list[i]
+		if r.push < since && r.ripe < since || !q.holds(*r) {
+			continue
+		}
+		if r.push >= since {
+			r.push = push
+			q.live[r.name] = push
+		}
+		if r.ripe > 0 {
+			r.ripe = push
+		}
+	}
+}
+
 func (q *removals) has(name string) bool {
 	_, ok := q.live[name]
 	return ok

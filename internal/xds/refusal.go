@@ -45,8 +45,9 @@ func (s *session) accept(t *typeState, f *flight) {
 		}
 		return
 	}
-	// And a virtual host because another had its domain.
-	if t.rank == rankHost && len(f.removed) > 0 {
+	// And a virtual host because another had its domain, that is now gone or has
+	// given it up.
+	if t.rank == rankHost {
 		t.reconsider()
 	}
 	if len(t.retries) == 0 {

@@ -171,7 +171,7 @@ func (s *session) subscribe(t *typeState, names []string) error {
 			continue
 		}
 		// Asked for anew, a name is answered again: the proxy may have dropped it.
-		t.answers.add(name, s.push)
+		t.answers.add(name, s.asked(t))
 	}
 	s.fill(t)
 	if t.rank == rankRoute {
@@ -211,6 +211,16 @@ func (s *session) current(t *typeState, name string) bool {
 	}
 	s.counters.saved(t.rank, r)
 	return true
+}
+
+// asked is the push that the answer to a subscription counts as. A listener that
+// waits for a route, or its hosts, leaves an older one in use, so nothing that
+// anything may use is removed meanwhile.
+func (s *session) asked(t *typeState) uint64 {
+	if t.rank == rankRoute || t.rank == rankHost {
+		return 0
+	}
+	return s.push
 }
 
 // subscribed says that a name is among those that the proxy asked for, by itself,
@@ -323,6 +333,7 @@ func (s *session) refresh() {
 			}
 			switch {
 			case is == nil && was != nil:
+				s.postpone(t.pending(name))
 				delete(t.refused, name)
 				t.removals.add(name, s.push, s.due(t))
 			case is == nil:
@@ -333,6 +344,18 @@ func (s *session) refresh() {
 				t.changed.add(name, s.push)
 			}
 		}
+	}
+}
+
+// postpone has removals since a push wait as those of this one do: an update since
+// then will not come, because what it was of is removed, so until that is told the
+// proxy uses an older version, and what that uses.
+func (s *session) postpone(since uint64) {
+	if since == never {
+		return
+	}
+	for _, t := range s.types {
+		t.removals.postpone(since, s.push)
 	}
 }
 

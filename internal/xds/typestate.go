@@ -1,5 +1,7 @@
 package xds
 
+import "slices"
+
 // Ranks of the types in a push. Types of rankOther depend on nothing.
 const (
 	rankCluster = iota
@@ -121,6 +123,26 @@ func (t *typeState) unaccepted() uint64 {
 	}
 	for _, r := range t.refused {
 		oldest = min(oldest, r.push)
+	}
+	return oldest
+}
+
+// pending is the oldest push of which an update of a name may not be accepted yet.
+func (t *typeState) pending(name string) uint64 {
+	oldest := uint64(never)
+	if t.changed.has(name) {
+		oldest = t.changed.since
+	}
+	if r, ok := t.refused[name]; ok {
+		oldest = min(oldest, r.push)
+	}
+	if f := t.flight; f != nil && slices.ContainsFunc(f.resources, func(r *Resource) bool { return r.Name == name }) {
+		oldest = min(oldest, f.push)
+	}
+	for _, b := range t.retries {
+		if slices.Contains(b.names, name) {
+			oldest = min(oldest, b.push)
+		}
 	}
 	return oldest
 }
