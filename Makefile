@@ -16,7 +16,7 @@ ENVOY_SHA256     := 8aa137a7d00994ce43f613556f5a120709229f63bedb86eedde5ccbc402c
 # Machines are made of namespaces, which needs root; nothing else does.
 SUDO ?= $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help build envoy kube demo demo-check test check bench generate tidy kube-bump clean $(BINARIES)
+.PHONY: help build envoy kube demo demo-check test check bench bench-full generate tidy kube-bump clean $(BINARIES)
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -53,8 +53,14 @@ check: ## Format, vet, lint, and tidy modules
 	go mod tidy -diff
 	cd kube && go mod tidy -diff
 
-bench: build ## Measure joins, memory, convergence and the cost of a hop
+bench: build ## Measure joins, convergence, a hop, and the control plane at scale (ISTIOD=pilot-discovery: beside istiod)
 	$(SUDO) bin/isthmus bench
+	go run ./test/scale -suite short -write
+
+bench-full: build ## The control plane at all sizes, and its curves: half an hour
+	go run ./test/scale -suite full -write
+	go run ./test/scale -suite curves -write
+	go run ./test/scale -charts docs/performance
 
 generate: ## Write the generated files again (protobuf, CRDs)
 	./build/generate.sh
