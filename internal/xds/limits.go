@@ -25,9 +25,20 @@ const (
 )
 
 var (
-	errDraining = status.Error(codes.Unavailable, "server is shutting down: connect to another replica")
-	errAged     = status.Error(codes.Unavailable, "stream has reached its age: connect again, to any replica")
+	errDraining = elsewhere("server is shutting down: connect to another replica")
+	errAged     = elsewhere("stream has reached its age: connect again, to any replica")
 )
+
+// elsewhere ends a stream whose client has no reason to wait before it connects
+// again: the ends of streams are spread already.
+func elsewhere(text string) error {
+	s := status.New(codes.Unavailable, text)
+	with, err := s.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(0)})
+	if err != nil {
+		return s.Err()
+	}
+	return with.Err()
+}
 
 // unavailable refuses a stream, and says when to try again: in 1 s to 3 s, not
 // everybody at once.

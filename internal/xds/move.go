@@ -1,11 +1,6 @@
 package xds
 
-import (
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-)
-
-var errMoved = status.Error(codes.Unavailable, "another replica serves fewer proxies: connect again, to any replica")
+var errMoved = elsewhere("another replica serves fewer proxies: connect again, to any replica")
 
 // Move asks n connected proxies to connect again, because other replicas serve
 // fewer: each when it has answered for what it was sent. It returns how many it

@@ -15,7 +15,6 @@ package cache
 import (
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"slices"
 	"sync"
@@ -24,6 +23,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/proto"
 
 	"isthmus.dev/internal/xds"
 )
@@ -35,7 +35,7 @@ const SecretType = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v
 type Options struct {
 	Dir     string       // of the journal, private to the agent; "": memory only
 	Node    *corev3.Node // sent to the control plane
-	Targets []string     // of the control plane: host:port or gRPC targets, tried in turn
+	Targets []string     // of the control plane: host:port or gRPC targets, tried in random order
 	// Dial must hold the transport credentials. A tls.Config with
 	// GetClientCertificate is asked at each connection, and so rotates by itself.
 	Dial []grpc.DialOption
@@ -44,7 +44,8 @@ type Options struct {
 	Own map[string][]string
 	// Volatile types are not written to disk.
 	Volatile []string
-	// BackoffBase and BackoffMax bound the pause after all targets failed; by
+	// BackoffBase and BackoffMax bound the pause after all targets failed, which
+	// doubles each time; after a stream was lost it is anything below BackoffBase. By
 	// default 500 ms and 30 s.
 	BackoffBase, BackoffMax time.Duration
 	// Linger is how long a new Envoy has to ask for what the last one asked for,
@@ -77,6 +78,10 @@ const patience = time.Second
 
 // Open reads the journal. What it held is served at once.
 func Open(opts Options) *Cache {
+	opts.Node = proto.CloneOf(opts.Node)
+	if opts.Node != nil && !slices.Contains(opts.Node.ClientFeatures, xds.SplitRoutesFeature) {
+		opts.Node.ClientFeatures = append(opts.Node.ClientFeatures, xds.SplitRoutesFeature)
+	}
 	if opts.Own == nil {
 		opts.Own = map[string][]string{xds.NameType: {"*"}, xds.WorkloadConfigType: {"default"}}
 	}
@@ -101,6 +106,7 @@ func Open(opts Options) *Cache {
 		watches: map[*watch]struct{}{},
 		view:    &view{types: map[string]contents{}, expecting: true},
 	}
+	c.table(xds.VirtualHostType)
 	var records []record
 	if opts.Dir != "" {
 		c.journal, records = openJournal(opts.Dir, opts.Log)
@@ -162,6 +168,9 @@ func (c *Cache) table(url string) *table {
 		t = newTable(url)
 		t.volatile = url == SecretType || slices.Contains(c.opts.Volatile, url)
 		c.tables[url] = t
+		if url == xds.VirtualHostType {
+			t.routeTable, t.routes = c.table(xds.RouteType), map[string]struct{}{}
+		}
 	}
 	return t
 }
@@ -198,18 +207,25 @@ func (c *Cache) load(records []record) {
 			t.entries[r.name] = &entry{}
 		case kindDropped:
 			delete(t.entries, r.name)
+			if r.typeURL == xds.RouteType {
+				delete(c.table(xds.VirtualHostType).routes, r.name)
+			}
 		case kindComplete:
-			t.complete = true
+			if t.routeTable != nil {
+				t.routes[r.name] = struct{}{}
+			} else {
+				t.complete = true
+			}
 		}
 	}
 	for url, t := range c.tables {
 		changes := make(map[string]known, len(t.entries))
 		for name, e := range t.entries {
-			changes[name] = known{resource: e.current()}
+			changes[name] = c.known(t, name)
 			if e.offered != nil {
 				t.offered[name] = struct{}{}
 			}
-			if !t.complete {
+			if !t.complete && t.routeTable == nil {
 				t.kept[name] = struct{}{}
 			}
 		}
@@ -247,6 +263,9 @@ func (c *Cache) dump() (records []record) {
 		if t.complete {
 			records = append(records, t.record(kindComplete, "", nil))
 		}
+		for route := range t.routes {
+			records = append(records, t.record(kindComplete, route, nil))
+		}
 	}
 	return records
 }
@@ -275,6 +294,3 @@ func (c *Cache) poke() {
 	default:
 	}
 }
-
-// jitter is a random duration of half to all of d.
-func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }

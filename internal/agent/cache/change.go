@@ -34,11 +34,7 @@ func (ch *change) touch(t *table, names ...string) {
 		ch.touched[t] = m
 	}
 	for _, name := range names {
-		if e := t.entries[name]; e != nil {
-			m[name] = known{resource: e.current()}
-		} else {
-			m[name] = known{unknown: true}
-		}
+		m[name] = ch.cache.known(t, name)
 	}
 }
 
@@ -109,21 +105,17 @@ func (ch *change) offer(t *table, r *xds.Resource) {
 
 // remove takes in that a resource does not exist.
 func (ch *change) remove(t *table, name string) {
-	delete(t.offered, name)
 	if t.wanted(name) {
+		delete(t.offered, name)
 		if e := t.entries[name]; e != nil && e.good == nil && e.offered == nil {
 			return
 		}
 		t.entries[name] = &entry{}
 		ch.record(t, t.record(kindAbsent, name, nil))
-	} else {
-		if t.entries[name] == nil {
-			return
-		}
-		delete(t.entries, name)
-		ch.record(t, t.record(kindDropped, name, nil))
+		ch.touch(t, name)
+	} else if t.entries[name] != nil {
+		ch.drop(t, name)
 	}
-	ch.touch(t, name)
 }
 
 // forget drops what nobody subscribes to any more.
@@ -139,6 +131,14 @@ func (ch *change) forget(t *table, name string) {
 	if t.entries[name] == nil || t.wants(name) {
 		return
 	}
+	ch.drop(t, name)
+	if t.url == xds.RouteType {
+		ch.forgetHosts(name)
+	}
+}
+
+// drop forgets a name.
+func (ch *change) drop(t *table, name string) {
 	delete(t.entries, name)
 	delete(t.offered, name)
 	ch.touch(t, name)

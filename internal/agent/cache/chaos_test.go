@@ -33,10 +33,16 @@ func (c *chaos) change() {
 	remove := map[string][]string{}
 	for range 1 + c.rnd.IntN(3) {
 		c.seq++
-		url := []string{xds.ClusterType, xds.ListenerType, xds.EndpointType}[c.rnd.IntN(3)]
+		url := []string{xds.ClusterType, xds.ListenerType, xds.EndpointType, xds.VirtualHostType}[c.rnd.IntN(4)]
 		name := string(rune('a' + c.rnd.IntN(4)))
 		body := fmt.Sprint(c.seq)
-		switch c.rnd.IntN(6) {
+		if url == xds.VirtualHostType {
+			name = []string{"r/", "q/", "other/"}[c.rnd.IntN(3)] + name
+		}
+		switch c.rnd.IntN(7) {
+		case 2:
+			set = append(set, splitRoute([]string{"r", "q", "other"}[c.rnd.IntN(3)], body))
+			continue
 		case 0:
 			remove[url] = append(remove[url], name)
 			continue
@@ -109,6 +115,14 @@ func (c *chaos) want() map[string]string {
 	if r := view.Get(xds.EndpointType, "a"); r != nil {
 		want[xds.EndpointType+" a"] = string(r.Body.Value)
 	}
+	for _, name := range []string{"r", "q"} {
+		want[xds.RouteType+" "+name] = string(view.Get(xds.RouteType, name).Body.Value)
+	}
+	for r := range view.All(xds.VirtualHostType) {
+		if !strings.HasPrefix(r.Name, "other/") {
+			want[xds.VirtualHostType+" "+r.Name] = string(r.Body.Value)
+		}
+	}
 	return want
 }
 
@@ -124,6 +138,9 @@ func TestEnvoyEndsEqual(t *testing.T) {
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			c := &chaos{t: t, rnd: rand.New(rand.NewPCG(seed, 7)), dir: t.TempDir(), plane: newPlane(t), up: true}
+			for _, route := range []string{"r", "q", "other"} {
+				c.plane.mesh.Set(splitRoute(route, "0"))
+			}
 			c.startAgent()
 			for range 60 {
 				c.step()
@@ -132,7 +149,7 @@ func TestEnvoyEndsEqual(t *testing.T) {
 				c.plane.start()
 			}
 			var fixed []*xds.Resource
-			for _, url := range []string{xds.ClusterType, xds.ListenerType, xds.EndpointType} {
+			for _, url := range []string{xds.ClusterType, xds.ListenerType, xds.EndpointType, xds.VirtualHostType} {
 				for r := range c.plane.mesh.Current().All(url) {
 					if body := string(r.Body.Value); strings.Contains(body, "bad") {
 						fixed = append(fixed, xdstest.Raw(url, r.Name, []byte(strings.Replace(body, " bad", "", 1))))
@@ -146,7 +163,12 @@ func TestEnvoyEndsEqual(t *testing.T) {
 			}
 			answered := func() bool {
 				s := c.agent.State()
-				return len(s.Refused) == 0 && !s.Types[xds.ClusterType].Pending && !s.Types[xds.ListenerType].Pending && !s.Types[xds.EndpointType].Pending
+				for _, t := range s.Types {
+					if t.Pending {
+						return false
+					}
+				}
+				return len(s.Refused) == 0
 			}
 			if !waitFor(answered) {
 				t.Fatalf("not all is answered for: %+v", c.agent.State())

@@ -112,3 +112,36 @@ func TestEnvoyOutlivesAgent(t *testing.T) {
 	p.mesh.Set(xdstest.Endpoints("a", two))
 	xdstest.Eventually(t, "the change arrives", answers(port, "two"))
 }
+
+// TestEnvoyGetsVirtualHosts: a split route serves with its virtual hosts from the
+// start, follows their changes, and does so without the control plane.
+func TestEnvoyGetsVirtualHosts(t *testing.T) {
+	port, other := xdstest.FreePort(t), xdstest.FreePort(t)
+	mine := fmt.Sprintf("127.0.0.1:%d", port)
+	dir := t.TempDir()
+	p := newPlane(t)
+	p.mesh.Set(xdstest.Listener("l", port, "r"), splitRoute("r", "unknown"), host("r", mine, "one"), host("r", "else.example", "else"),
+		xdstest.Listener("m", other, "q"), splitRoute("q", "none"))
+	opts := cache.Options{Targets: []string{p.addr}}
+	a := startAgent(t, dir, opts)
+	envoy := xdstest.StartEnvoy(t, a.socket)
+	xdstest.Eventually(t, "Envoy serves by the virtual host", answers(port, "one"))
+	xdstest.Eventually(t, "Envoy serves by a route without any", answers(other, "none"))
+	p.mesh.Set(host("r", mine, "two"))
+	xdstest.Eventually(t, "a changed virtual host is in place", answers(port, "two"))
+	p.mesh.Remove(xds.VirtualHostType, "r/"+mine)
+	xdstest.Eventually(t, "a removed virtual host is gone", answers(port, "unknown"))
+	rev := p.mesh.Set(host("r", mine, "three"))
+	xdstest.Eventually(t, "it is back", answers(port, "three"))
+	xdstest.Eventually(t, "all is acknowledged", func() bool { return p.mesh.Acknowledged(xds.VirtualHostType) >= rev })
+
+	p.stop()
+	envoy.Stop()
+	a.stop()
+	a = startAgent(t, dir, opts)
+	envoy = xdstest.StartEnvoy(t, a.socket)
+	xdstest.Eventually(t, "Envoy is ready", envoy.Ready)
+	if !answers(port, "three")() || !answers(other, "none")() {
+		t.Error("Envoy does not serve without the control plane")
+	}
+}

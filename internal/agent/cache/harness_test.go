@@ -128,7 +128,8 @@ func run(t *testing.T, c *cache.Cache, l net.Listener) (stop func()) {
 	return stop
 }
 
-// proxy is a scripted Envoy that subscribes to everything, and refuses what holds "bad".
+// proxy is a scripted Envoy that subscribes to everything, and refuses what holds
+// "bad". A split route without virtual hosts is one that it has not been told is so.
 type proxy struct {
 	t      *testing.T
 	cancel func()
@@ -136,11 +137,12 @@ type proxy struct {
 
 	mu    sync.Mutex
 	has   map[string]string // "type name" → body
+	hosts map[string]bool   // routes of which it was told the virtual hosts
 	empty int               // responses without anything
 	hold  bool              // answers nothing
 }
 
-func startProxy(t *testing.T, socket string) *proxy {
+func startProxy(t *testing.T, socket string, routes ...string) *proxy {
 	t.Helper()
 	cc, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -151,7 +153,7 @@ func startProxy(t *testing.T, socket string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{t: t, ended: make(chan struct{}), has: map[string]string{}}
+	p := &proxy{t: t, ended: make(chan struct{}), has: map[string]string{}, hosts: map[string]bool{}}
 	p.cancel = sync.OnceFunc(func() {
 		cancel()
 		<-p.ended
@@ -166,6 +168,7 @@ func startProxy(t *testing.T, socket string) *proxy {
 	send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "envoy"}, TypeUrl: xds.ClusterType})
 	send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.ListenerType})
 	send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.EndpointType, ResourceNamesSubscribe: []string{"a", "none"}})
+	send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.RouteType, ResourceNamesSubscribe: append(routes, "r", "q")})
 	go func() {
 		defer close(p.ended)
 		for {
@@ -197,6 +200,12 @@ func (p *proxy) take(resp *discoveryv3.DeltaDiscoveryResponse) *discoveryv3.Delt
 	for _, r := range resp.Resources {
 		p.has[resp.TypeUrl+" "+r.Name] = string(r.Resource.Value)
 	}
+	if resp.TypeUrl == xds.VirtualHostType {
+		for _, name := range append(names(resp), resp.RemovedResources...) {
+			route, _, _ := strings.Cut(name, "/")
+			p.hosts[route] = true
+		}
+	}
 	for _, name := range resp.RemovedResources {
 		delete(p.has, resp.TypeUrl+" "+name)
 	}
@@ -204,6 +213,13 @@ func (p *proxy) take(resp *discoveryv3.DeltaDiscoveryResponse) *discoveryv3.Delt
 		p.empty++
 	}
 	return req
+}
+
+func names(resp *discoveryv3.DeltaDiscoveryResponse) (out []string) {
+	for _, r := range resp.Resources {
+		out = append(out, r.Name)
+	}
+	return out
 }
 
 func (p *proxy) get(typeURL, name string) string {

@@ -50,7 +50,7 @@ const (
 	kindRefused                  // Envoy refused the offered version
 	kindAbsent                   // the control plane said that it does not exist
 	kindDropped                  // nothing is known of it
-	kindComplete                 // "*" of a type has been answered
+	kindComplete                 // "*" of a type has been answered; of virtual hosts: those of the named route are there
 	kindContact                  // when the control plane was last heard of
 )
 

@@ -29,6 +29,7 @@ var (
 	_ xds.Interest = (*stream)(nil)
 	_ xds.Refuser  = (*stream)(nil)
 	_ xds.Waiter   = (*view)(nil)
+	_ xds.Splitter = (*view)(nil)
 )
 
 // Connect implements xds.Mesh.
@@ -152,6 +153,9 @@ func (ch *change) end(t *table) {
 		ch.commit()
 	}
 	ch.cache.resolve(t)
+	for t := range ch.touched {
+		ch.cache.resolve(t)
+	}
 }
 
 // prune gives up what a former Envoy wanted and this one, here for a while, does
@@ -200,7 +204,7 @@ func (c *Cache) accept(t *table) {
 	var records []record
 	for name := range t.offered {
 		e := t.entries[name]
-		if e.refused != "" || !c.answered(t, name, e.revision) {
+		if e.refused != "" || c.incomplete(t, e.offered) || !c.answered(t, name, e.revision) {
 			continue
 		}
 		*e = entry{good: e.offered}
@@ -222,7 +226,11 @@ func (c *Cache) answered(t *table, name string, revision uint64) bool {
 	for s := range c.streams {
 		names := s.names[t.url]
 		_, all := names["*"]
-		if _, one := names[name]; !all && !one {
+		_, one := names[name]
+		if t.routeTable != nil && !one {
+			_, one = s.names[xds.RouteType][routeOf(name)]
+		}
+		if !all && !one {
 			continue
 		}
 		if s.acked[t.url] < revision {

@@ -3,6 +3,7 @@ package cache
 import (
 	"iter"
 	"maps"
+	"strings"
 
 	"isthmus.dev/internal/xds"
 )
@@ -43,6 +44,11 @@ type table struct {
 
 	offered map[string]struct{} // names whose entry has an offered resource
 
+	// Of virtual hosts: the table of their routes, and the routes whose virtual
+	// hosts have come, be they none.
+	routeTable *table
+	routes     map[string]struct{}
+
 	upstream upstreamType
 }
 
@@ -64,7 +70,9 @@ func (t *table) wanted(name string) bool {
 }
 
 // wants says whether a resource of this name belongs in the cache.
-func (t *table) wants(name string) bool { return t.wanted("*") || t.wanted(name) }
+func (t *table) wants(name string) bool {
+	return t.wanted("*") || t.wanted(name) || t.routeTable != nil && t.routeTable.wanted(routeOf(name))
+}
 
 // names yields all that is subscribed to.
 func (t *table) names() iter.Seq[string] {
@@ -168,5 +176,5 @@ func (v *view) Awaiting(typeURL, name string) bool {
 	if name == "*" {
 		return !c.complete
 	}
-	return v.expecting && c.get(name).unknown
+	return v.expecting && c.get(name).unknown && !strings.HasSuffix(name, none)
 }

@@ -60,9 +60,9 @@ func (c *Cache) Run(ctx context.Context) error {
 	if c.opts.Node.GetId() == "" {
 		return errors.New("no node id: the control plane needs one")
 	}
-	failures := 0
-	for at := 0; ; {
-		target := c.opts.Targets[at%len(c.opts.Targets)]
+	tour := &tour{all: c.opts.Targets, base: c.opts.BackoffBase, max: c.opts.BackoffMax}
+	for {
+		target := tour.next()
 		c.attempt(target)
 		answered, err := c.session(ctx, target)
 		c.disconnected(err)
@@ -70,18 +70,9 @@ func (c *Cache) Run(ctx context.Context) error {
 			return nil
 		}
 		c.log.Warn("not connected to the control plane", slog.String("target", target), slog.Any("error", err))
-		var pause time.Duration
-		if answered {
-			// The same again, and not all agents of a lost replica at once.
-			failures = 0
-			pause = jitter(c.opts.BackoffBase)
-		} else {
-			at++
-			if failures++; failures%len(c.opts.Targets) == 0 {
-				c.expect(false)
-				round := min(failures/len(c.opts.Targets)-1, 16)
-				pause = jitter(min(c.opts.BackoffBase<<round, c.opts.BackoffMax))
-			}
+		pause, all := tour.ended(target, answered, err)
+		if all {
+			c.expect(false)
 		}
 		select {
 		case <-time.After(pause):
@@ -91,6 +82,10 @@ func (c *Cache) Run(ctx context.Context) error {
 	}
 }
 
+// anyAddress begins with any of the addresses that a name has, so that agents
+// spread over replicas.
+const anyAddress = `{"loadBalancingConfig": [{"pick_first": {"shuffleAddressList": true}}]}`
+
 // session is one stream. It says whether the control plane answered at all.
 func (c *Cache) session(ctx context.Context, target string) (answered bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -99,6 +94,7 @@ func (c *Cache) session(ctx context.Context, target string) (answered bool, err 
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64 << 20)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: 5 * time.Second}),
+		grpc.WithDefaultServiceConfig(anyAddress),
 	}, c.opts.Dial...)
 	cc, err := grpc.NewClient(target, opts...)
 	if err != nil {
@@ -184,8 +180,9 @@ func (c *Cache) restart() {
 	}
 }
 
-// order of the types on the wire; all others come last.
-var order = []string{xds.ClusterType, xds.EndpointType, xds.ListenerType, xds.RouteType}
+// order of the types on the wire; all others come last. The control plane must know
+// which virtual hosts there are when it is asked for their routes.
+var order = []string{xds.ClusterType, xds.EndpointType, xds.ListenerType, xds.VirtualHostType, xds.RouteType}
 
 // requests gives what there is to say to the control plane.
 func (c *Cache) requests() (out []*discoveryv3.DeltaDiscoveryRequest) {
@@ -198,19 +195,20 @@ func (c *Cache) requests() (out []*discoveryv3.DeltaDiscoveryRequest) {
 		}
 	}
 	for _, url := range urls {
-		if req := c.tables[url].request(); req != nil {
+		if req := c.request(c.tables[url]); req != nil {
 			out = append(out, req)
 		}
 	}
 	return out
 }
 
-func (t *table) request() *discoveryv3.DeltaDiscoveryRequest {
+func (c *Cache) request(t *table) *discoveryv3.DeltaDiscoveryRequest {
 	u := &t.upstream
 	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: t.url}
 	if !u.opened {
 		req.ResourceNamesSubscribe = slices.Collect(t.names())
-		if len(req.ResourceNamesSubscribe) == 0 {
+		// Virtual hosts come unasked: it is said only which there are.
+		if len(req.ResourceNamesSubscribe) == 0 && (t.routeTable == nil || len(t.entries) == 0) {
 			return nil
 		}
 		u.opened = true
@@ -218,6 +216,9 @@ func (t *table) request() *discoveryv3.DeltaDiscoveryRequest {
 		clear(u.unsubscribe)
 		req.InitialResourceVersions = make(map[string]string, len(t.entries))
 		for name, e := range t.entries {
+			if c.partial(t, name) {
+				continue // sent again, with all that belongs to it
+			}
 			if r := e.current(); r != nil {
 				req.InitialResourceVersions[name] = r.Version
 			} else if e.refused != "" {
@@ -249,6 +250,7 @@ func (c *Cache) apply(resp *discoveryv3.DeltaDiscoveryResponse) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t := c.table(resp.TypeUrl)
+	t.upstream.opened = true
 	ch := c.begin()
 	now := time.Now()
 	c.status.contact, c.status.err = now, ""
@@ -263,8 +265,14 @@ func (c *Cache) apply(resp *discoveryv3.DeltaDiscoveryResponse) {
 		}
 		p.names = append(p.names, r.Name)
 		ch.offer(t, &xds.Resource{Name: r.Name, Version: r.Version, Body: r.Resource})
+		if t.routeTable != nil {
+			ch.arrived(t, routeOf(r.Name))
+		}
 	}
 	for _, name := range resp.RemovedResources {
+		if t.routeTable != nil {
+			ch.arrived(t, routeOf(name))
+		}
 		ch.remove(t, name)
 	}
 	if !t.complete && t.wanted("*") {
@@ -289,7 +297,7 @@ func (c *Cache) resolve(t *table) {
 		return
 	}
 	for s := range c.streams {
-		if len(s.names[t.url]) > 0 && s.acked[t.url] < p.revision {
+		if s.acked[t.url] < p.revision && c.takes(s, t) {
 			return
 		}
 	}
