@@ -46,6 +46,7 @@ func run(ctx context.Context) error {
 	flag.StringVar(&b.isthmusd, "isthmusd", "bin/isthmusd", "our control plane; empty: it is not measured")
 	flag.StringVar(&b.istiod, "istiod", os.Getenv("ISTIOD"), "istiod's binary (pilot-discovery), to be measured beside it")
 	flag.StringVar(&b.keep, "keep", "", "keep the servers' logs in this folder")
+	flag.StringVar(&b.profiles, "profiles", "", "take CPU and heap profiles into this folder")
 	flag.DurationVar(&b.timeout, "timeout", 5*time.Minute, "of each wait")
 	results := flag.String("results", "bench/results", "where results are kept, and those of before are")
 	keepResults := flag.Bool("write", false, "keep the results")

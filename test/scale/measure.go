@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"time"
@@ -101,7 +102,8 @@ type churned struct {
 // bench runs scenarios. Its functions are called one after the other.
 type bench struct {
 	isthmusd, istiod string
-	keep             string // a folder for logs and profiles; "": a temporary one
+	keep             string // a folder for logs; "": a temporary one
+	profiles         string // a folder for profiles; "": none are taken
 	timeout          time.Duration
 }
 
@@ -142,7 +144,11 @@ func (b *bench) run(ctx context.Context, sc scenario, istiod bool) (result, erro
 	}
 	defer s.stop()
 	m := &measurement{result: &r, server: s, api: api, mesh: mesh, timeout: b.timeout}
-	err = m.run(ctx)
+	done := func() error { return nil }
+	if b.profiles != "" {
+		done = m.profile(ctx, b.profiles)
+	}
+	err = errors.Join(m.run(ctx), done())
 	if err != nil {
 		err = fmt.Errorf("%w; the last lines of %s:\n%s", err, s.name, s.tail())
 	}
@@ -158,6 +164,18 @@ type measurement struct {
 	load    *load.Load
 	timeout time.Duration
 	number  int // of the last change
+}
+
+// profile begins to take profiles: of the CPU for 10 s, which a first
+// configuration is within, and of the heap when that is over.
+func (m *measurement) profile(ctx context.Context, dir string) (wait func() error) {
+	ended := make(chan error, 1)
+	name := filepath.Join(dir, m.name()+"-"+m.server.name)
+	go func() {
+		err := m.server.profile(ctx, "profile?seconds=10", name+".cpu")
+		ended <- errors.Join(err, m.server.profile(ctx, "heap?gc=1", name+".heap"))
+	}()
+	return func() error { return <-ended }
 }
 
 func (m *measurement) run(ctx context.Context) error {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -153,6 +154,29 @@ func (s *server) usage() (usage, error) {
 		}
 	}
 	return u, nil
+}
+
+// profile writes one of the server's profiles (profile?seconds=10, heap?gc=1) to a
+// file.
+func (s *server) profile(ctx context.Context, what, file string) error {
+	q, err := http.NewRequestWithContext(ctx, http.MethodGet, s.profiles+what, nil)
+	if err != nil {
+		return err
+	}
+	r, err := http.DefaultClient.Do(q)
+	if err != nil {
+		return err
+	}
+	defer r.Body.Close()
+	if r.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", q.URL, r.Status)
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r.Body)
+	return errors.Join(err, f.Close())
 }
 
 // freePorts are of the loopback device, and free now.
