@@ -48,7 +48,7 @@ func renderEndpoints(r *store.Reader, k ir.EndpointsKey) *xds.Resource {
 	if c == nil || c.Kind != ir.EDS {
 		return nil
 	}
-	e := store.Eval(r, resolve.Endpoints, k)
+	e := resolve.ResolveEndpoints(r, k)
 	if e == nil {
 		e = &ir.Endpoints{Name: c.Name} // the cluster would wait for them
 	}

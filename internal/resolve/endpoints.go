@@ -9,15 +9,19 @@ import (
 	"isthmus.dev/internal/store"
 )
 
-// Endpoints resolves where a cluster's requests go, for askers at From; nil if
-// there is no such cluster. Askers share the result where their place does not
-// matter.
-var Endpoints = store.NewRule("endpoints", equalEndpoints, func(r *store.Reader, k ir.EndpointsKey) *ir.Endpoints {
+// Endpoints is ResolveEndpoints as a rule.
+var Endpoints = store.NewRule("endpoints", equalEndpoints, ResolveEndpoints)
+
+// ResolveEndpoints gives where a cluster's requests go, for askers at From; nil if
+// there is no such cluster. Endpoints are most of what there is to know of a mesh:
+// who renders them keeps the bytes, and needs no rule that keeps what they were
+// made of.
+func ResolveEndpoints(r *store.Reader, k ir.EndpointsKey) *ir.Endpoints {
 	c, ok := readCluster(r, k.Cluster)
 	if !ok {
 		return nil
 	}
-	all := store.Eval(r, clusterEndpoints, k.Cluster)
+	all := listEndpoints(r, k.Cluster)
 	out := &ir.Endpoints{Name: clusterName(k.Cluster.Port, k.Cluster.Subset, k.Cluster.Service.Host)}
 	prefers := failsOver(meshConfig(r), c.policy)
 	for _, e := range all {
@@ -37,7 +41,7 @@ var Endpoints = store.NewRule("endpoints", equalEndpoints, func(r *store.Reader,
 	}
 	closePriorities(out.Localities)
 	return out
-})
+}
 
 func equalEndpoints(a, b *ir.Endpoints) bool {
 	if a == nil || b == nil {
@@ -59,27 +63,29 @@ type placed struct {
 	locality model.Locality
 }
 
-// clusterEndpoints are a cluster's endpoints, by locality, then address.
-var clusterEndpoints = store.NewRule("endpoints of a cluster", slices.Equal[[]placed],
-	func(r *store.Reader, k ir.ClusterKey) []placed {
-		c, ok := readCluster(r, k)
-		if !ok {
-			return nil
-		}
-		var out []placed
-		switch {
-		case len(c.service.Selector) > 0:
-			out = workloadEndpoints(r, k, c)
-		case c.service.Key.Kind == model.KubernetesService && len(c.service.Endpoints) == 0:
-			out = sliceEndpoints(r, c)
-		default:
-			out = listedEndpoints(c)
-		}
-		slices.SortFunc(out, comparePlaced)
-		return slices.CompactFunc(out, func(a, b placed) bool {
-			return a.Address == b.Address && a.Host == b.Host && a.Port == b.Port && a.locality == b.locality
-		})
+// clusterEndpoints is listEndpoints as a rule.
+var clusterEndpoints = store.NewRule("endpoints of a cluster", slices.Equal[[]placed], listEndpoints)
+
+// listEndpoints gives a cluster's endpoints, by locality, then address.
+func listEndpoints(r *store.Reader, k ir.ClusterKey) []placed {
+	c, ok := readCluster(r, k)
+	if !ok {
+		return nil
+	}
+	var out []placed
+	switch {
+	case len(c.service.Selector) > 0:
+		out = workloadEndpoints(r, k, c)
+	case c.service.Key.Kind == model.KubernetesService && len(c.service.Endpoints) == 0:
+		out = sliceEndpoints(r, c)
+	default:
+		out = listedEndpoints(c)
+	}
+	slices.SortFunc(out, comparePlaced)
+	return slices.CompactFunc(out, func(a, b placed) bool {
+		return a.Address == b.Address && a.Host == b.Host && a.Port == b.Port && a.locality == b.locality
 	})
+}
 
 func comparePlaced(a, b placed) int {
 	return cmp.Or(cmp.Compare(a.locality.Region, b.locality.Region), cmp.Compare(a.locality.Zone, b.locality.Zone),

@@ -39,11 +39,15 @@ func loadBalancing(lb *networking.LoadBalancerSettings) ir.LoadBalancing {
 	return out
 }
 
-// hashPolicy is what requests to a cluster are hashed by; it belongs to routes.
-var hashPolicy = store.NewRule("hash policy", deepEqual[[]ir.HashPolicy], func(r *store.Reader, k ir.ClusterKey) []ir.HashPolicy {
+// hashOf is what requests to a cluster are hashed by; it belongs to routes.
+func hashOf(r *store.Reader, k ir.ClusterKey) []ir.HashPolicy {
 	if k.Rule == (ir.ObjectKey{}) {
 		return nil
 	}
+	return store.Eval(r, hashPolicy, k)
+}
+
+var hashPolicy = store.NewRule("hash policy", deepEqual[[]ir.HashPolicy], func(r *store.Reader, k ir.ClusterKey) []ir.HashPolicy {
 	rule := store.Eval(r, mergedRule, k.Rule)
 	h := trafficPolicy(rule, k.Subset, k.Port).GetLoadBalancer().GetConsistentHash()
 	switch key := h.GetHashKey().(type) {

@@ -34,20 +34,20 @@ var VirtualHost = store.NewRule("virtual host", deepEqual[*ir.VirtualHost], func
 	if k.VirtualService != (ir.ObjectKey{}) {
 		out.Routes = store.Eval(r, virtualServiceRoutes, virtualServiceKey{k.Visibility, k.VirtualService, k.Port})
 	} else {
-		out.Routes = store.Eval(r, serviceRoutes, ir.ClusterKey{Service: k.Service, Port: k.Port, Rule: k.Rule})
+		out.Routes = serviceRoutes(r, ir.ClusterKey{Service: k.Service, Port: k.Port, Rule: k.Rule})
 	}
 	return out
 })
 
 // serviceRoutes are those of a service that no VirtualService is for.
-var serviceRoutes = store.NewRule("routes of a service", deepEqual[[]*ir.Route], func(r *store.Reader, k ir.ClusterKey) []*ir.Route {
+func serviceRoutes(r *store.Reader, k ir.ClusterKey) []*ir.Route {
 	return []*ir.Route{{
 		Name:  "default",
 		Match: ir.RouteMatch{Path: ir.StringMatch{Prefix: "/"}},
 		Forward: &ir.Forward{
 			Clusters: []ir.WeightedCluster{{Name: clusterName(k.Port, "", k.Service.Host), Weight: 1}},
 			Retry:    defaultRetry(meshConfig(r).Mesh),
-			Hash:     store.Eval(r, hashPolicy, k),
+			Hash:     hashOf(r, k),
 		},
 	}}
-})
+}

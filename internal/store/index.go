@@ -14,11 +14,15 @@ type bucket[K comparable, V Row[V]] struct {
 	rows    []V                     // handed out: replaced, never changed
 	cell    vertexID
 	home    home
-
-	// What a commit does to it.
-	entered, left []*row[K, V]
-	stayed        bool // a row changed that is in it before and after
+	moves   *moves[K, V] // of the commit that is under way
 }
+
+// moves are what a commit does to a bucket; a row that changed in it is none, but
+// makes them.
+type moves[K comparable, V Row[V]] struct{ entered, left []*row[K, V] }
+
+// looseSize is how many rows make it worth not to keep a bucket in order.
+const looseSize = 32
 
 // home is where a bucket is kept.
 type home interface {
@@ -35,18 +39,18 @@ func (b *bucket[K, V]) forget() {
 	b.home.vacate()
 }
 
-func (b *bucket[K, V]) touched() bool {
-	return b.stayed || len(b.entered) > 0 || len(b.left) > 0
-}
+func (b *bucket[K, V]) touched() bool { return b.moves != nil }
 
 func (b *bucket[K, V]) move(r *row[K, V], before, after bool) {
+	if b.moves == nil {
+		b.moves = &moves[K, V]{}
+	}
 	switch {
 	case before && after:
-		b.stayed = true
 	case after:
-		b.entered = append(b.entered, r)
+		b.moves.entered = append(b.moves.entered, r)
 	case before:
-		b.left = append(b.left, r)
+		b.moves.left = append(b.moves.left, r)
 	}
 }
 
@@ -54,26 +58,28 @@ func (b *bucket[K, V]) size() int { return len(b.members) + len(b.loose) }
 
 // settle takes in what entered and left: once a commit, however many rows it moved.
 func (b *bucket[K, V]) settle(compare func(a, b K) int) {
-	if b.cell == 0 {
-		b.loosen()
-	} else {
-		b.merge(compare)
+	moves := b.moves
+	b.moves = nil
+	switch {
+	case b.cell == 0 && (b.loose != nil || len(b.members)+len(moves.entered) > looseSize):
+		b.loosen(moves)
+	default:
+		b.merge(moves, compare)
 	}
-	b.entered, b.left, b.stayed = nil, nil, false
 }
 
-func (b *bucket[K, V]) loosen() {
+func (b *bucket[K, V]) loosen(moves *moves[K, V]) {
 	if b.loose == nil {
-		b.loose = make(map[*row[K, V]]struct{}, len(b.members)+len(b.entered))
+		b.loose = make(map[*row[K, V]]struct{}, len(b.members)+len(moves.entered))
 		for _, m := range b.members {
 			b.loose[m] = struct{}{}
 		}
 		b.members, b.rows = nil, nil
 	}
-	for _, m := range b.left {
+	for _, m := range moves.left {
 		delete(b.loose, m)
 	}
-	for _, m := range b.entered {
+	for _, m := range moves.entered {
 		b.loose[m] = struct{}{}
 	}
 }
@@ -81,6 +87,9 @@ func (b *bucket[K, V]) loosen() {
 // ordered gives the rows of a bucket as it is after the last commit.
 func (b *bucket[K, V]) ordered(compare func(a, b K) int) ([]*row[K, V], []V) {
 	if b.loose == nil {
+		if b.rows == nil {
+			return b.members, rowValues(b.members)
+		}
 		return b.members, b.rows
 	}
 	members := slices.SortedFunc(maps.Keys(b.loose), func(x, y *row[K, V]) int { return compare(x.key, y.key) })
@@ -99,13 +108,12 @@ func rowValues[K comparable, V Row[V]](members []*row[K, V]) []V {
 }
 
 // merge puts what entered and left into the members.
-func (b *bucket[K, V]) merge(compare func(a, b K) int) {
+func (b *bucket[K, V]) merge(moves *moves[K, V], compare func(a, b K) int) {
 	byKey := func(x, y *row[K, V]) int { return compare(x.key, y.key) }
-	if len(b.entered) > 0 || len(b.left) > 0 {
-		slices.SortFunc(b.entered, byKey)
-		slices.SortFunc(b.left, byKey)
-		members := make([]*row[K, V], 0, len(b.members)+len(b.entered)-len(b.left))
-		in, out := b.entered, b.left
+	if in, out := moves.entered, moves.left; len(in) > 0 || len(out) > 0 {
+		slices.SortFunc(in, byKey)
+		slices.SortFunc(out, byKey)
+		members := make([]*row[K, V], 0, len(b.members)+len(in)-len(out))
 		for _, m := range b.members {
 			if len(out) > 0 && out[0] == m {
 				out = out[1:]
@@ -118,7 +126,10 @@ func (b *bucket[K, V]) merge(compare func(a, b K) int) {
 		}
 		b.members = append(members, in...)
 	}
-	b.rows = rowValues(b.members)
+	b.rows = nil
+	if b.cell != 0 {
+		b.rows = rowValues(b.members)
+	}
 }
 
 // bucketsOf is an index of one Store.

@@ -174,10 +174,12 @@ func (t *tableState[K, V]) whole() *bucket[K, V] {
 		t.all.cell = t.g.add(t.all)
 		for _, r := range t.rows {
 			if r.present {
-				t.all.entered = append(t.all.entered, r)
+				t.all.move(r, false, true)
 			}
 		}
-		t.all.settle(t.table.compare)
+		if t.all.touched() {
+			t.all.settle(t.table.compare)
+		}
 	}
 	return t.all
 }
