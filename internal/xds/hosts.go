@@ -149,13 +149,13 @@ func resolve(v View, t *typeState, name string) string {
 	return name
 }
 
-// ask subscribes to a name, and to what answers it.
-func (s *session) ask(t *typeState, name string) {
-	s.addName(t, name)
+// ask subscribes to a name, and to what answers it. It says whether the name is new.
+func (s *session) ask(t *typeState, name string) bool {
+	fresh := s.addName(t, name)
 	delete(t.derived, name)
 	answer := resolve(s.view, t, name)
 	if answer == name {
-		return
+		return fresh
 	}
 	if t.resolved == nil {
 		t.resolved, t.derived = map[string]string{}, map[string]struct{}{}
@@ -165,6 +165,7 @@ func (s *session) ask(t *typeState, name string) {
 		s.addName(t, answer)
 		t.derived[answer] = struct{}{}
 	}
+	return fresh
 }
 
 // unask takes that back. It returns what answered the name, if that is subscribed

@@ -28,6 +28,12 @@ func (s *session) take() (*typeState, *flight) {
 	if t := s.rank(rankCluster); t != nil {
 		t.removals.ripen(s.now(), s.push)
 	}
+	if t := s.ahead(); t != nil {
+		if f := s.update(t); f != nil {
+			s.launch(t, f)
+			return t, f
+		}
+	}
 	for _, t := range s.types {
 		if f := s.update(t); f != nil {
 			s.launch(t, f)
@@ -41,6 +47,19 @@ func (s *session) take() (*typeState, *flight) {
 		}
 	}
 	return nil, nil
+}
+
+// manyClusters are too many for changed endpoints to wait until they are sent. (Few
+// are sent first, with their endpoints among those that changed.)
+const manyClusters = 16
+
+// ahead is the type that goes before its turn: endpoints, which are needed most
+// urgently, and never wait for clusters but their own.
+func (s *session) ahead() *typeState {
+	if t := s.rank(rankCluster); t == nil || t.changed.len() <= manyClusters {
+		return nil
+	}
+	return s.rank(rankEndpoint)
 }
 
 // update makes a response of what is queued for a type, if its turn has come.
@@ -119,7 +138,7 @@ type builder struct {
 	typ     *typeState
 	flight  *flight
 	size    int
-	in      map[string]struct{} // answered here already
+	in      map[string]struct{} // answered here already; nil where nothing comes twice
 	awaited int
 }
 
@@ -169,7 +188,9 @@ func (b *builder) answers() {
 		return
 	}
 	left := q.names[:0]
-	b.in = make(map[string]struct{}, len(q.names))
+	if t.changed.len() > 0 || t.resolved != nil {
+		b.in = make(map[string]struct{}, len(q.names))
+	}
 	for i, name := range q.names {
 		r := b.find(name)
 		if r != nil {
@@ -195,7 +216,9 @@ func (b *builder) answers() {
 			q.keep(left)
 			return
 		default:
-			b.in[r.Name] = struct{}{}
+			if b.in != nil {
+				b.in[r.Name] = struct{}{}
+			}
 			b.flight.answers = true
 		}
 	}

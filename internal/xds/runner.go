@@ -168,6 +168,12 @@ func (r *runner) push() error {
 		if err := r.send(m); err != nil {
 			return err
 		}
+		// What changed meanwhile may go before what is left of this push.
+		select {
+		case <-r.changed:
+			r.session.refresh()
+		default:
+		}
 	}
 	r.session.settle()
 	if !r.owes() {

@@ -156,6 +156,7 @@ func (s *session) subscribe(t *typeState, names []string) error {
 		s.interest.Subscribed(t.url, names)
 	}
 	t.names.grow(len(names))
+	var answers []string
 	for _, name := range names {
 		if name == "*" {
 			if t.rank != rankHost { // of which routes are the wildcard
@@ -163,7 +164,7 @@ func (s *session) subscribe(t *typeState, names []string) error {
 			}
 			continue
 		}
-		s.ask(t, name)
+		fresh := s.ask(t, name)
 		if s.names > maxNames {
 			return status.Errorf(codes.ResourceExhausted, "stream subscribes to more names than fit in %d MiB", maxNames>>20)
 		}
@@ -171,8 +172,13 @@ func (s *session) subscribe(t *typeState, names []string) error {
 			continue
 		}
 		// Asked for anew, a name is answered again: the proxy may have dropped it.
-		t.answers.add(name, s.asked(t))
+		if fresh {
+			answers = append(answers, name)
+		} else {
+			t.answers.add(name, s.asked(t))
+		}
 	}
+	t.answers.addAll(answers, s.asked(t))
 	s.fill(t)
 	if t.rank == rankRoute {
 		s.host(t, names)
@@ -180,10 +186,12 @@ func (s *session) subscribe(t *typeState, names []string) error {
 	return nil
 }
 
-func (s *session) addName(t *typeState, name string) {
-	if t.names.add(name) {
-		s.names += nameCost(name)
+func (s *session) addName(t *typeState, name string) bool {
+	if !t.names.add(name) {
+		return false
 	}
+	s.names += nameCost(name)
+	return true
 }
 
 func (s *session) dropName(t *typeState, name string) {
