@@ -1,6 +1,8 @@
 package xds
 
 import (
+	"context"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -12,26 +14,45 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// receive reads a stream until it ends.
+// receive reads a stream until it ends, and then closes the channel. What it ended
+// with comes last, unless too much that was not read comes before.
 func receive(stream grpc.ServerStream, d dialect) <-chan request {
 	// Room for a request of each type: a peer that still writes is then read, even
 	// while it does not read.
 	out := make(chan request, 16)
 	go func() {
+		defer close(out)
 		for {
 			req, err := d.recv()
-			req.err = err
+			if err != nil {
+				select {
+				case out <- request{err: err}:
+				default:
+				}
+				return
+			}
 			select {
 			case out <- req:
 			case <-stream.Context().Done():
 				return
 			}
-			if err != nil {
-				return
-			}
 		}
 	}()
 	return out
+}
+
+// over is why a stream whose context is done has ended. The context does not tell:
+// gRPC ends it also when a message is too large.
+func over(ctx context.Context, requests <-chan request) error {
+	for in := range requests {
+		if in.err != nil {
+			return in.err
+		}
+	}
+	if ctx.Err() != nil {
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	return io.EOF
 }
 
 // runner drives a session over a stream.
@@ -103,7 +124,10 @@ func (r *runner) await() error {
 		requests = nil
 	}
 	select {
-	case in := <-requests:
+	case in, ok := <-requests:
+		if !ok {
+			return over(r.stream.Context(), r.requests)
+		}
 		return r.take(in)
 	case <-r.resume:
 		r.resume = nil
@@ -127,7 +151,7 @@ func (r *runner) await() error {
 	case <-r.end:
 		return r.because
 	case <-r.stream.Context().Done():
-		return status.FromContextError(r.stream.Context().Err()).Err()
+		return over(r.stream.Context(), r.requests)
 	}
 	return nil
 }

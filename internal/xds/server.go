@@ -232,7 +232,11 @@ func (s *Server) serve(stream grpc.ServerStream, d dialect) error {
 	d.begin(session)
 	r := &runner{server: s, stream: stream, dialect: d, session: session, requests: requests, changed: sub.Changed(), release: release, log: log}
 	err = r.run(first)
-	log.Info("proxy disconnected", slog.Any("error", err))
+	level := slog.LevelInfo
+	if c := status.Code(err); c == codes.ResourceExhausted || c == codes.InvalidArgument {
+		level = slog.LevelWarn // of its own doing
+	}
+	log.Log(ctx, level, "proxy disconnected", slog.Any("error", err))
 	return err
 }
 
@@ -247,16 +251,23 @@ func (s *Server) shed(log *slog.Logger, err error) error {
 
 // begin waits for a stream's first request, which says who the proxy is.
 func (s *Server) begin(ctx context.Context, requests <-chan request) (request, error) {
-	ctx, cancel := context.WithTimeout(ctx, firstRequest)
-	defer cancel()
+	timeout := time.NewTimer(firstRequest)
+	defer timeout.Stop()
 	select {
-	case r := <-requests:
-		if r.err == nil && r.node.GetId() == "" {
-			r.err = status.Error(codes.InvalidArgument, "first request of the stream names no node: set node.id in the bootstrap")
+	case r, ok := <-requests:
+		switch {
+		case !ok:
+			return r, over(ctx, requests)
+		case r.err != nil:
+			return r, r.err
+		case r.node.GetId() == "":
+			return r, status.Error(codes.InvalidArgument, "first request of the stream names no node: set node.id in the bootstrap")
 		}
-		return r, r.err
+		return r, nil
 	case <-ctx.Done():
-		return request{}, status.FromContextError(ctx.Err()).Err()
+		return request{}, over(ctx, requests)
+	case <-timeout.C:
+		return request{}, status.Errorf(codes.DeadlineExceeded, "no request came in %v", firstRequest)
 	case <-s.drain:
 		return request{}, errDraining
 	}

@@ -32,7 +32,9 @@ func serveTCP(t *testing.T, mesh xds.Mesh, opts xds.Options, serverCreds credent
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts.Log = slog.New(slog.DiscardHandler)
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
 	s := xds.NewServer(mesh, opts)
 	g := grpc.NewServer(append(xds.ServerOptions(time.Minute, time.Minute, time.Hour), grpc.Creds(serverCreds))...)
 	s.Register(g)
@@ -234,10 +236,10 @@ func TestSlowFirstPushLetsOthersIn(t *testing.T) {
 
 func TestShutdownMovesProxiesOn(t *testing.T) {
 	mesh := xdstest.NewMesh()
-	server, dial := plaintext(t, mesh, xds.Options{})
+	server, dial := plaintext(t, mesh, xds.Options{LeaveTime: time.Millisecond})
 	s := dial()
 	send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: xds.ClusterType})
-	recv(t, s)
+	recv(t, s) // never answered
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if err := server.Shutdown(ctx); err != nil {
