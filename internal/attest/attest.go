@@ -50,6 +50,7 @@ type Claims struct {
 	Network        string
 	Addresses      []netip.Prefix // ranges that an advertised address must lie in
 	Source         ObjectRef      // what says so
+	Unused         string         // version in which Source was read and found unused; "" where it may be used
 }
 
 // ObjectRef names a Kubernetes object.

@@ -158,7 +158,7 @@ func (s *Service) writeConnection(ctx context.Context, k model.WorkloadKey, conn
 	if err != nil || e == nil || conn.streams == 0 {
 		return err // the lease ends in the sweep
 	}
-	_, err = s.changeStatus(ctx, k.Namespace, k.Instance, func(e *networking.WorkloadEntry) (bool, error) {
+	_, err = s.changeStatusOf(ctx, e, func(e *networking.WorkloadEntry) (bool, error) {
 		return s.derive(e), nil
 	})
 	return err

@@ -21,6 +21,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	networking "istio.io/client-go/pkg/apis/networking/v1"
 	istio "istio.io/client-go/pkg/clientset/versioned"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/kubernetes"
@@ -48,13 +49,26 @@ type Replicas interface {
 	Alive(ctx context.Context) (map[string]bool, error)
 }
 
-// Entries knows the machines that joined from memory, so it may be a moment behind.
-// *kube.Source is one.
+// Entries knows objects from memory, so that they cost no request; it may be a
+// moment behind. *kube.Source is one.
 type Entries interface {
-	// Member gives one; nil where there is none.
+	// Member gives a machine that joined; nil where there is none.
 	Member(model.Key) *member.Member
 	// Members gives all.
 	Members() iter.Seq[*member.Member]
+	// Exists tells whether there is a WorkloadEntry, of a machine that joined or not.
+	Exists(model.Key) bool
+	// Group gives a WorkloadGroup, which is not to be changed; nil where there is none.
+	Group(model.Key) *networking.WorkloadGroup
+}
+
+// Admissions knows JoinTokens from memory; it may be a moment behind. *kube.Source
+// is one.
+type Admissions interface {
+	// Tokens gives those of a machine; false while it does not know all.
+	Tokens(machine model.Key) ([]member.Token, bool)
+	// AllTokens gives those that it knows.
+	AllTokens() iter.Seq[member.Token]
 }
 
 // Config of a Service.
@@ -96,6 +110,7 @@ type Dependencies struct {
 	Istio            istio.Interface
 	Tokens           *jointoken.Store
 	Entries          Entries
+	Admissions       Admissions
 	Signer           ca.Signer
 	JoinTokens       attest.Attestor
 	KubernetesTokens attest.Attestor

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"iter"
@@ -106,6 +107,27 @@ func (a *apiServer) guard(fake *clienttesting.Fake, tracker clienttesting.Object
 		m.SetUID(old.GetUID())
 		m.SetResourceVersion(fmt.Sprint(a.number()))
 		return true, o, tracker.Update(action.GetResource(), o, action.GetNamespace())
+	})
+}
+
+// guardPatch is guard for patches of the status that name a resource version.
+func (a *apiServer) guardPatch(fake *clienttesting.Fake, tracker clienttesting.ObjectTracker, resource string) {
+	fake.PrependReactor("patch", resource, func(action clienttesting.Action) (bool, runtime.Object, error) {
+		patch := action.(clienttesting.PatchAction)
+		have, err := tracker.Get(action.GetResource(), action.GetNamespace(), patch.GetName())
+		if err != nil {
+			return true, nil, err
+		}
+		sent, next := map[string]any{}, have.DeepCopyObject().(*unstructured.Unstructured)
+		if err := json.Unmarshal(patch.GetPatch(), &sent); err != nil {
+			return true, nil, err
+		}
+		if v, _, _ := unstructured.NestedString(sent, "metadata", "resourceVersion"); v != next.GetResourceVersion() {
+			return true, nil, apierrors.NewConflict(action.GetResource().GroupResource(), patch.GetName(), fmt.Errorf("version %s is not %s", v, next.GetResourceVersion()))
+		}
+		next.Object["status"] = sent["status"]
+		next.SetResourceVersion(fmt.Sprint(a.number()))
+		return true, next, tracker.Update(action.GetResource(), next, action.GetNamespace())
 	})
 }
 
@@ -225,6 +247,7 @@ func newMesh(t *testing.T, objects ...runtime.Object) *mesh {
 	}
 	api.guard(&m.istio.Fake, m.istio.Tracker(), "workloadentries")
 	api.guard(&m.dynamic.Fake, m.dynamic.Tracker(), "jointokens")
+	api.guardPatch(&m.dynamic.Fake, m.dynamic.Tracker(), "jointokens")
 	m.clients = invite.Clients{Kube: m.kube, Istio: m.istio, Tokens: &jointoken.Store{Client: m.dynamic}}
 
 	ctx := t.Context()
@@ -237,7 +260,7 @@ func newMesh(t *testing.T, objects ...runtime.Object) *mesh {
 		TrustDomain: "cluster.local", ClusterDomain: "cluster.local", Cluster: "Kubernetes", MeshID: "mesh-1", Network: "main",
 		Replica: "replica-1", Now: m.clock.Now,
 	}, Dependencies{
-		Kube: m.kube, Istio: m.istio, Tokens: m.clients.Tokens, Entries: entries, Signer: authority,
+		Kube: m.kube, Istio: m.istio, Tokens: m.clients.Tokens, Entries: entries, Admissions: admissions{m.clients.Tokens}, Signer: authority,
 		JoinTokens:       &token.Attestor{Records: m.clients.Tokens, TrustDomain: "cluster.local", Now: m.clock.Now},
 		KubernetesTokens: &kubernetes.Attestor{Reviewer: podTokens{m.kube}, TrustDomain: "cluster.local"},
 		Limiter:          ca.NewLimiter(), Acknowledgements: m.acks, Replicas: m.running, IsLeader: func() bool { return true },
@@ -261,6 +284,32 @@ func (e entries) Members() iter.Seq[*member.Member] {
 	return func(yield func(*member.Member) bool) {
 		for _, o := range e.List() {
 			if m := memberOf(o.(*networking.WorkloadEntry)); m != nil && !yield(m) {
+				return
+			}
+		}
+	}
+}
+
+func (e entries) Exists(k model.Key) bool {
+	_, ok, err := e.GetByKey(k.String())
+	return ok && err == nil
+}
+
+func (entries) Group(model.Key) *networking.WorkloadGroup { return nil } // not read yet
+
+// admissions knows no tokens of a machine yet.
+type admissions struct{ *jointoken.Store }
+
+func (admissions) Tokens(model.Key) ([]member.Token, bool) { return nil, false }
+
+func (a admissions) AllTokens() iter.Seq[member.Token] {
+	return func(yield func(member.Token) bool) {
+		list, err := a.List(context.Background(), "")
+		if err != nil {
+			return
+		}
+		for _, t := range list {
+			if !yield(member.Token{Namespace: t.Namespace, Name: t.Name, UID: string(t.UID), Used: t.Status.UsedAt != nil, Expires: t.Spec.ExpiresAt.Time}) {
 				return
 			}
 		}

@@ -15,6 +15,7 @@ import (
 	"isthmus.dev/internal/attest"
 	"isthmus.dev/internal/ca"
 	"isthmus.dev/internal/enroll/member"
+	"isthmus.dev/internal/model"
 )
 
 // Join gives a workload its first certificate: evidence, claims, membership,
@@ -107,12 +108,14 @@ func (s *Service) joinMachine(ctx context.Context, c *attest.Claims, advertised 
 	if err != nil {
 		return nil, err
 	}
-	old, err := s.entry(ctx, c.Namespace, c.Name)
-	if err != nil {
-		return nil, err
-	}
-	if err := mayTake(old, c); err != nil {
-		return nil, err
+	if s.Entries.Exists(model.Key{Namespace: c.Namespace, Name: c.Name}) {
+		old, err := s.entry(ctx, c.Namespace, c.Name)
+		if err != nil {
+			return nil, err
+		}
+		if err := mayTake(old, c); err != nil {
+			return nil, err
+		}
 	}
 	if err := redeem(); err != nil {
 		return nil, err
@@ -122,7 +125,7 @@ func (s *Service) joinMachine(ctx context.Context, c *attest.Claims, advertised 
 		return nil, err
 	}
 	// An older invitation of this name must not bring its machine back.
-	if err := s.deleteAdmissions(ctx, c.Namespace, c.Name, func(t *v1alpha1.JoinToken) bool { return string(t.UID) != c.UID }); err != nil {
+	if err := s.deleteOtherAdmissions(ctx, c.Namespace, c.Name, c.UID); err != nil {
 		return nil, err
 	}
 	return s.membership(e, addressStrings(addrs)), nil
@@ -153,9 +156,9 @@ func (s *Service) putEntry(ctx context.Context, group *networking.WorkloadGroup,
 	fresh := &networking.WorkloadEntry{ObjectMeta: metav1.ObjectMeta{Namespace: c.Namespace, Name: c.Name}}
 	s.fillEntry(fresh, group, c, addrs, observed)
 	asked := false // before, with this token
-	_, err := s.Istio.NetworkingV1().WorkloadEntries(c.Namespace).Create(ctx, fresh, metav1.CreateOptions{})
+	e, err := s.Istio.NetworkingV1().WorkloadEntries(c.Namespace).Create(ctx, fresh, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
-		_, err = s.changeEntry(ctx, c.Namespace, c.Name, func(e *networking.WorkloadEntry) (bool, error) {
+		e, err = s.changeEntry(ctx, c.Namespace, c.Name, func(e *networking.WorkloadEntry) (bool, error) {
 			if err := mayTake(e, c); err != nil {
 				return false, err
 			}
@@ -169,7 +172,10 @@ func (s *Service) putEntry(ctx context.Context, group *networking.WorkloadGroup,
 	if err != nil {
 		return nil, fmt.Errorf("write WorkloadEntry %s/%s: %w", c.Namespace, c.Name, err)
 	}
-	e, err := s.changeStatus(ctx, c.Namespace, c.Name, func(e *networking.WorkloadEntry) (bool, error) {
+	if e == nil {
+		return nil, removedMeanwhile(c)
+	}
+	e, err = s.changeStatusOf(ctx, e, func(e *networking.WorkloadEntry) (bool, error) {
 		if e.Annotations[v1alpha1.AnnotationMembership] != c.UID {
 			return false, mayTake(e, c)
 		}
@@ -185,8 +191,12 @@ func (s *Service) putEntry(ctx context.Context, group *networking.WorkloadGroup,
 		return nil, err
 	}
 	if e == nil {
-		return nil, attest.Refuse(codes.Aborted, "REMOVED_MEANWHILE", fmt.Sprintf("the WorkloadEntry %s/%s was deleted while the machine joined", c.Namespace, c.Name),
-			"join again, if it was not removed on purpose")
+		return nil, removedMeanwhile(c)
 	}
 	return e, nil
+}
+
+func removedMeanwhile(c *attest.Claims) error {
+	return attest.Refuse(codes.Aborted, "REMOVED_MEANWHILE", fmt.Sprintf("the WorkloadEntry %s/%s was deleted while the machine joined", c.Namespace, c.Name),
+		"join again, if it was not removed on purpose")
 }

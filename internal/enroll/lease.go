@@ -16,7 +16,9 @@ import (
 )
 
 const (
-	workers = 4
+	// workers write what became of connections. Each waits for the API server most of
+	// the time; more would take its turn from others.
+	workers = 32
 	// tokenCleanup is how often, and how long after their end, unused tokens go.
 	tokenCleanup = time.Hour
 )
@@ -225,16 +227,21 @@ func lost(since time.Time) finding {
 
 // deleteExpiredTokens deletes tokens that nobody used in time.
 func (s *Service) deleteExpiredTokens(ctx context.Context) error {
-	tokens, err := s.Tokens.List(ctx, "")
-	if err != nil {
-		return fmt.Errorf("list JoinTokens: %w", err)
-	}
-	for _, t := range tokens {
-		if t.Status.UsedAt != nil || s.Now().Sub(t.Spec.ExpiresAt.Time) < tokenCleanup {
+	for known := range s.Admissions.AllTokens() {
+		if known.Used || s.Now().Sub(known.Expires) < tokenCleanup {
 			continue
 		}
-		if err := s.Tokens.Delete(ctx, t); err != nil {
-			return fmt.Errorf("delete JoinToken %s/%s: %w", t.Namespace, t.Name, err)
+		tokens, err := s.Tokens.Named(ctx, known.Namespace, []string{known.Name})
+		if err != nil {
+			return fmt.Errorf("read JoinToken %s/%s: %w", known.Namespace, known.Name, err)
+		}
+		for _, t := range tokens {
+			if t.Status.UsedAt != nil || string(t.UID) != known.UID {
+				continue
+			}
+			if err := s.Tokens.Delete(ctx, t); err != nil {
+				return fmt.Errorf("delete JoinToken %s/%s: %w", t.Namespace, t.Name, err)
+			}
 		}
 	}
 	return nil

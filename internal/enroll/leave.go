@@ -74,7 +74,7 @@ func (s *Service) markLeaving(ctx context.Context, p *attest.Peer) error {
 		return true, nil
 	})
 	if err == nil && e != nil {
-		e, err = s.changeStatus(ctx, p.Namespace, p.Instance.Name, func(e *networking.WorkloadEntry) (bool, error) {
+		e, err = s.changeStatusOf(ctx, e, func(e *networking.WorkloadEntry) (bool, error) {
 			return s.derive(e), nil
 		})
 	}

@@ -14,6 +14,7 @@ import (
 
 	"isthmus.dev/api/v1alpha1"
 	"isthmus.dev/internal/attest"
+	"isthmus.dev/internal/model"
 )
 
 // conflictBackoff of writes to an entry: others that write it are few.
@@ -33,6 +34,9 @@ func (s *Service) entry(ctx context.Context, namespace, name string) (*networkin
 
 // group gets a WorkloadGroup, or refuses.
 func (s *Service) group(ctx context.Context, namespace, name string) (*networking.WorkloadGroup, error) {
+	if g := s.Entries.Group(model.Key{Namespace: namespace, Name: name}); g != nil {
+		return g, nil
+	}
 	g, err := s.Istio.NetworkingV1().WorkloadGroups(namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, attest.Refuse(codes.FailedPrecondition, "GROUP_MISSING",
@@ -47,24 +51,42 @@ func (s *Service) group(ctx context.Context, namespace, name string) (*networkin
 
 // changeEntry reads an entry, lets change work on a copy, and writes it if change
 // says so; again after a conflict. An entry that is gone is nil.
-func (s *Service) changeEntry(ctx context.Context, namespace, name string, change func(*networking.WorkloadEntry) (bool, error)) (*networking.WorkloadEntry, error) {
-	return s.write(ctx, namespace, name, change, s.Istio.NetworkingV1().WorkloadEntries(namespace).Update)
+func (s *Service) changeEntry(ctx context.Context, namespace, name string, change changeFunc) (*networking.WorkloadEntry, error) {
+	return s.write(ctx, namespace, name, nil, change, s.Istio.NetworkingV1().WorkloadEntries(namespace).Update)
 }
 
 // changeStatus is changeEntry for the status, which the API writes separately.
-func (s *Service) changeStatus(ctx context.Context, namespace, name string, change func(*networking.WorkloadEntry) (bool, error)) (*networking.WorkloadEntry, error) {
-	return s.write(ctx, namespace, name, change, s.Istio.NetworkingV1().WorkloadEntries(namespace).UpdateStatus)
+func (s *Service) changeStatus(ctx context.Context, namespace, name string, change changeFunc) (*networking.WorkloadEntry, error) {
+	return s.write(ctx, namespace, name, nil, change, s.Istio.NetworkingV1().WorkloadEntries(namespace).UpdateStatus)
 }
+
+// changeEntryOf is changeEntry of an entry that was read just now: it is read again
+// only after a conflict.
+func (s *Service) changeEntryOf(ctx context.Context, e *networking.WorkloadEntry, change changeFunc) (*networking.WorkloadEntry, error) {
+	return s.write(ctx, e.Namespace, e.Name, e, change, s.Istio.NetworkingV1().WorkloadEntries(e.Namespace).Update)
+}
+
+// changeStatusOf is changeStatus of an entry that was read or written just now.
+func (s *Service) changeStatusOf(ctx context.Context, e *networking.WorkloadEntry, change changeFunc) (*networking.WorkloadEntry, error) {
+	return s.write(ctx, e.Namespace, e.Name, e, change, s.Istio.NetworkingV1().WorkloadEntries(e.Namespace).UpdateStatus)
+}
+
+// changeFunc changes an entry, and tells whether it is to be written.
+type changeFunc func(*networking.WorkloadEntry) (bool, error)
 
 type updateFunc func(context.Context, *networking.WorkloadEntry, metav1.UpdateOptions) (*networking.WorkloadEntry, error)
 
-func (s *Service) write(ctx context.Context, namespace, name string, change func(*networking.WorkloadEntry) (bool, error), update updateFunc) (*networking.WorkloadEntry, error) {
+func (s *Service) write(ctx context.Context, namespace, name string, known *networking.WorkloadEntry, change changeFunc, update updateFunc) (*networking.WorkloadEntry, error) {
 	var out *networking.WorkloadEntry
 	err := retry.RetryOnConflict(conflictBackoff, func() error {
-		have, err := s.entry(ctx, namespace, name)
-		if have == nil || err != nil {
-			out = nil
-			return err
+		have := known
+		known = nil
+		if have == nil {
+			var err error
+			if have, err = s.entry(ctx, namespace, name); have == nil || err != nil {
+				out = nil
+				return err
+			}
 		}
 		next := have.DeepCopy()
 		write, err := change(next)
@@ -92,28 +114,65 @@ func (s *Service) derive(e *networking.WorkloadEntry) bool {
 // admission finds the JoinToken that admitted a machine; nil where it is gone.
 // A token that a later one of the same name superseded does not count.
 func (s *Service) admission(ctx context.Context, namespace, name, uid string) (*v1alpha1.JoinToken, error) {
-	tokens, err := s.Tokens.Of(ctx, namespace, name)
+	tokens, err := s.tokens(ctx, namespace, name, "")
+	if err == nil && !admits(tokens, uid) { // memory may be behind: nobody is refused by it
+		tokens, err = s.Tokens.Of(ctx, namespace, name)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list the JoinTokens of %s/%s: %w", namespace, name, err)
 	}
-	if len(tokens) > 0 && tokens[0].Status.UsedAt != nil && string(tokens[0].UID) == uid {
-		return tokens[0], nil
+	if !admits(tokens, uid) {
+		return nil, nil
 	}
-	return nil, nil
+	return tokens[0], nil
+}
+
+func admits(tokens []*v1alpha1.JoinToken, uid string) bool {
+	return len(tokens) > 0 && tokens[0].Status.UsedAt != nil && string(tokens[0].UID) == uid
+}
+
+// tokens reads the JoinTokens of a machine, but for one, the one used last first.
+// Which there are is known from memory: to search for them costs the API server a
+// look at each token of the namespace.
+func (s *Service) tokens(ctx context.Context, namespace, name, butUID string) ([]*v1alpha1.JoinToken, error) {
+	known, ok := s.Admissions.Tokens(model.Key{Namespace: namespace, Name: name})
+	if !ok {
+		return s.Tokens.Of(ctx, namespace, name)
+	}
+	var names []string
+	for _, t := range known {
+		if t.UID != butUID {
+			names = append(names, t.Name)
+		}
+	}
+	return s.Tokens.Named(ctx, namespace, names)
+}
+
+// deleteOtherAdmissions deletes the used JoinTokens of a machine but for one.
+func (s *Service) deleteOtherAdmissions(ctx context.Context, namespace, name, uid string) error {
+	tokens, err := s.tokens(ctx, namespace, name, uid)
+	if err != nil {
+		return fmt.Errorf("list the JoinTokens of %s/%s: %w", namespace, name, err)
+	}
+	return s.deleteUsed(ctx, tokens, func(t *v1alpha1.JoinToken) bool { return string(t.UID) != uid })
 }
 
 // deleteAdmissions deletes the used JoinTokens of a machine that which selects.
 func (s *Service) deleteAdmissions(ctx context.Context, namespace, name string, which func(*v1alpha1.JoinToken) bool) error {
-	tokens, err := s.Tokens.Of(ctx, namespace, name)
+	tokens, err := s.tokens(ctx, namespace, name, "")
 	if err != nil {
 		return fmt.Errorf("list the JoinTokens of %s/%s: %w", namespace, name, err)
 	}
+	return s.deleteUsed(ctx, tokens, which)
+}
+
+func (s *Service) deleteUsed(ctx context.Context, tokens []*v1alpha1.JoinToken, which func(*v1alpha1.JoinToken) bool) error {
 	for _, t := range tokens {
 		if t.Status.UsedAt == nil || !which(t) {
 			continue
 		}
 		if err := s.Tokens.Delete(ctx, t); err != nil {
-			return fmt.Errorf("delete JoinToken %s/%s: %w", namespace, t.Name, err)
+			return fmt.Errorf("delete JoinToken %s/%s: %w", t.Namespace, t.Name, err)
 		}
 	}
 	return nil

@@ -41,9 +41,11 @@ func (s *Service) register(ctx context.Context, in *agentv1.RegisterRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	admitted, err := s.admission(ctx, p.Namespace, p.Instance.Name, p.Instance.UID)
-	if err != nil {
-		return nil, err
+	var admitted *v1alpha1.JoinToken
+	if e == nil || len(in.GetAddresses()) > 0 { // else it says nothing that the entry does not
+		if admitted, err = s.admission(ctx, p.Namespace, p.Instance.Name, p.Instance.UID); err != nil {
+			return nil, err
+		}
 	}
 	if e == nil && admitted == nil {
 		return nil, refuseRemoved(p)
@@ -107,14 +109,17 @@ func (s *Service) revive(ctx context.Context, e *networking.WorkloadEntry, admit
 		return nil, err
 	}
 	namespace, name := e.Namespace, e.Name
-	if _, err = s.changeEntry(ctx, namespace, name, func(e *networking.WorkloadEntry) (bool, error) {
+	if e, err = s.changeEntryOf(ctx, e, func(e *networking.WorkloadEntry) (bool, error) {
 		_, wasLeaving := e.Annotations[v1alpha1.AnnotationLeaving]
 		delete(e.Annotations, v1alpha1.AnnotationLeaving)
 		return moveEntry(e, addrs[0], observed) || wasLeaving, nil
 	}); err != nil {
 		return nil, err
 	}
-	e, err = s.changeStatus(ctx, namespace, name, func(e *networking.WorkloadEntry) (bool, error) {
+	if e == nil {
+		return nil, removedWhileRegistering(namespace, name)
+	}
+	e, err = s.changeStatusOf(ctx, e, func(e *networking.WorkloadEntry) (bool, error) {
 		changed := expectProbe(e, group, s.Now())
 		if condition(e, v1alpha1.ConditionHealthy).GetReason() == v1alpha1.ReasonLeaving {
 			// Back in rotation only with contact: at once where a proxy still has it.
@@ -126,10 +131,14 @@ func (s *Service) revive(ctx context.Context, e *networking.WorkloadEntry, admit
 		return nil, err
 	}
 	if e == nil {
-		return nil, attest.Refuse(codes.Aborted, "REMOVED_MEANWHILE", fmt.Sprintf("the WorkloadEntry %s/%s was deleted while the machine registered", namespace, name),
-			"start the agent again, if it was not removed on purpose")
+		return nil, removedWhileRegistering(namespace, name)
 	}
 	return s.membership(e, addressStrings(addrs)), nil
+}
+
+func removedWhileRegistering(namespace, name string) error {
+	return attest.Refuse(codes.Aborted, "REMOVED_MEANWHILE", fmt.Sprintf("the WorkloadEntry %s/%s was deleted while the machine registered", namespace, name),
+		"start the agent again, if it was not removed on purpose")
 }
 
 // MayRenew implements ca.Members: a workload may renew while it is a member. A

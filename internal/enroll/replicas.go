@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 const (
 	replicaLabel    = "isthmus.dev/replica"
+	replicaLoad     = "isthmus.dev/proxies" // annotation: how many proxies it serves
 	replicaRenew    = 5 * time.Second
 	replicaLifetime = 20 * time.Second
 	// replicaForget is when the Lease of a replica that died is deleted.
@@ -30,6 +32,10 @@ type LeaseReplicas struct {
 	self      string
 	log       *slog.Logger
 	now       func() time.Time
+
+	// Load, if set before Run, is how many proxies this replica serves, for the others
+	// to know (Loads).
+	Load func() int
 
 	mu   sync.Mutex
 	seen map[string]sighting
@@ -73,15 +79,19 @@ func (r *LeaseReplicas) renew(ctx context.Context) error {
 	leases := r.client.CoordinationV1().Leases(r.namespace)
 	seconds, now := int32(replicaLifetime/time.Second), metav1.NewMicroTime(r.now())
 	spec := coordinationv1.LeaseSpec{HolderIdentity: &r.self, LeaseDurationSeconds: &seconds, RenewTime: &now}
+	var annotations map[string]string
+	if r.Load != nil {
+		annotations = map[string]string{replicaLoad: strconv.Itoa(r.Load())}
+	}
 	have, err := leases.Get(ctx, r.leaseName(r.self), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		_, err = leases.Create(ctx, &coordinationv1.Lease{
-			ObjectMeta: metav1.ObjectMeta{Namespace: r.namespace, Name: r.leaseName(r.self), Labels: map[string]string{replicaLabel: "true"}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: r.namespace, Name: r.leaseName(r.self), Labels: map[string]string{replicaLabel: "true"}, Annotations: annotations},
 			Spec:       spec,
 		}, metav1.CreateOptions{})
 	} else if err == nil {
 		next := have.DeepCopy()
-		next.Spec = spec
+		next.Spec, next.Annotations = spec, annotations
 		_, err = leases.Update(ctx, next, metav1.UpdateOptions{})
 	}
 	if err != nil {
@@ -100,9 +110,31 @@ func (r *LeaseReplicas) delete(ctx context.Context, replica string) error {
 
 // Alive implements Replicas. A replica that asks is alive itself.
 func (r *LeaseReplicas) Alive(ctx context.Context) (map[string]bool, error) {
+	alive, _, err := r.look(ctx)
+	return alive, err
+}
+
+// Loads gives by their names how many proxies the replicas that are alive serve, as
+// each said last, some seconds ago. Those that do not say are left out.
+func (r *LeaseReplicas) Loads(ctx context.Context) (map[string]int, error) {
+	alive, leases, err := r.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	loads := map[string]int{}
+	for _, l := range leases {
+		n, err := strconv.Atoi(l.Annotations[replicaLoad])
+		if name := l.Spec.HolderIdentity; err == nil && name != nil && alive[*name] {
+			loads[*name] = n
+		}
+	}
+	return loads, nil
+}
+
+func (r *LeaseReplicas) look(ctx context.Context) (map[string]bool, []coordinationv1.Lease, error) {
 	list, err := r.client.CoordinationV1().Leases(r.namespace).List(ctx, metav1.ListOptions{LabelSelector: replicaLabel})
 	if err != nil {
-		return nil, fmt.Errorf("list the Leases of isthmusd's replicas: %w", err)
+		return nil, nil, fmt.Errorf("list the Leases of isthmusd's replicas: %w", err)
 	}
 	alive, gone := r.judge(list.Items)
 	for _, replica := range gone {
@@ -110,7 +142,7 @@ func (r *LeaseReplicas) Alive(ctx context.Context) (map[string]bool, error) {
 			r.log.Warn("lease of a dead replica not deleted", "replica", replica, "err", err)
 		}
 	}
-	return alive, nil
+	return alive, list.Items, nil
 }
 
 func (r *LeaseReplicas) judge(leases []coordinationv1.Lease) (alive map[string]bool, gone []string) {

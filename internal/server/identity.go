@@ -37,7 +37,7 @@ func (s *server) sign(ctx context.Context, g *errgroup.Group) error {
 		TrustDomain: s.settings.TrustDomain, ClusterDomain: s.settings.ClusterDomain, Cluster: s.settings.Cluster,
 		MeshID: s.settings.TrustDomain, Replica: s.replica.name,
 	}, enroll.Dependencies{
-		Kube: s.kube, Istio: s.istio, Tokens: tokens, Entries: s.source, Signer: s.authority,
+		Kube: s.kube, Istio: s.istio, Tokens: tokens, Entries: s.source, Admissions: s.source, Signer: s.authority,
 		JoinTokens:       &token.Attestor{Records: tokens, TrustDomain: s.settings.TrustDomain, Now: time.Now},
 		KubernetesTokens: s.kubernetesTokens(),
 		Limiter:          ca.NewLimiter(),

@@ -76,7 +76,11 @@ func (a *Attestor) Attest(ctx context.Context, evidence *agentv1.Evidence, key a
 	if err := a.usable(r, key); err != nil {
 		return nil, err
 	}
-	return r.Claims(a.TrustDomain)
+	c, err := r.Claims(a.TrustDomain)
+	if err == nil && r.UsedBy == "" {
+		c.Unused = r.Version
+	}
+	return c, err
 }
 
 // usable tells whether the key may redeem the record.
@@ -123,8 +127,18 @@ func (r *Record) Claims(trustDomain string) (*attest.Claims, error) {
 const maxConflicts = 5
 
 // Redeem marks the token used by the key. Of two keys that race, the API server's
-// version check lets one write; the other reads again and finds the token used.
+// version check lets one write; the other reads again and finds the token used. It
+// is read again only if it changed since Attest.
 func (a *Attestor) Redeem(ctx context.Context, claims *attest.Claims, key attest.KeyID) error {
+	if claims.Unused != "" {
+		err := a.Records.MarkUsed(ctx, &Record{Namespace: claims.Source.Namespace, Name: claims.Source.Name, Version: claims.Unused}, a.Now(), key)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, ErrConflict) {
+			return fmt.Errorf("mark the join token used: %w", err)
+		}
+	}
 	for range maxConflicts {
 		r, err := a.Records.Get(ctx, claims.Source.Namespace, claims.Source.Name)
 		if errors.Is(err, ErrNotFound) || err == nil && r.UID != claims.UID {

@@ -26,6 +26,13 @@ type Member struct {
 	Disconnected   time.Time // when contact was lost; zero: it was not
 }
 
+// Token is what is known from memory of a JoinToken.
+type Token struct {
+	Namespace, Name, UID string
+	Used                 bool
+	Expires              time.Time
+}
+
 // TimeFormat of Istio's annotations.
 const TimeFormat = time.RFC3339Nano
 

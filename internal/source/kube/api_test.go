@@ -30,7 +30,7 @@ import (
 )
 
 // realAPI starts isthmus-kube with Istio's CRDs for one test.
-func realAPI(t *testing.T) *rest.Config {
+func realAPI(t testing.TB) *rest.Config {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "source") // short, for the sockets in it
 	if err != nil {

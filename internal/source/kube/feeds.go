@@ -9,6 +9,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
+	"isthmus.dev/api/v1alpha1"
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/status"
 )
@@ -24,10 +25,12 @@ func (s *Source) makeFeeds() {
 	add := func(kind status.Kind, lw *cache.ListWatch, depends func(any) (model.Key, bool)) {
 		f := newFeed(kind, depends, func(changed []ref) { s.dirty.add(changed...) })
 		s.feeds[kind] = f
+		s.awaited = append(s.awaited, f)
 		r := cache.NewReflectorWithOptions((&gentle{lw, turns, s.failed(kind)}).listWatch(), &read{}, f, cache.ReflectorOptions{Name: string(kind), TypeDescription: string(kind)})
 		s.reflectors = append(s.reflectors, r)
 	}
 	s.addCore(add)
+	defer s.addTokens(turns) // last in turn
 	networking, security := s.cfg.Istio.NetworkingV1().RESTClient(), s.cfg.Istio.SecurityV1().RESTClient()
 	for _, k := range []struct {
 		kind    status.Kind
@@ -47,6 +50,16 @@ func (s *Source) makeFeeds() {
 		gvr, _ := k.kind.Resource()
 		add(k.kind, (&streamed{client: k.client, resource: gvr.Resource, decode: k.decode}).listWatch(), k.depends)
 	}
+}
+
+// addTokens adds JoinTokens. They are no part of the mesh, so nobody waits for them.
+func (s *Source) addTokens(turns turns) {
+	f := newFeed(kindJoinToken, tokenMachine, func([]ref) {})
+	s.feeds[kindJoinToken] = f
+	path := []string{"apis", v1alpha1.JoinTokens.Group, v1alpha1.JoinTokens.Version}
+	lw := (&streamed{client: s.cfg.Kube.CoreV1().RESTClient(), path: path, resource: v1alpha1.JoinTokens.Resource, decode: decodeToken}).listWatch()
+	s.reflectors = append(s.reflectors, cache.NewReflectorWithOptions((&gentle{lw, turns, s.failed(kindJoinToken)}).listWatch(), &read{}, f,
+		cache.ReflectorOptions{Name: string(kindJoinToken), TypeDescription: string(kindJoinToken)}))
 }
 
 func (s *Source) addCore(add func(status.Kind, *cache.ListWatch, func(any) (model.Key, bool))) {

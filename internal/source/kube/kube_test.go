@@ -11,7 +11,9 @@ import (
 
 	istio "istio.io/client-go/pkg/clientset/versioned"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
+	"isthmus.dev/internal/kubeapi"
 	"isthmus.dev/internal/kubeapi/stub"
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/status"
@@ -76,8 +78,13 @@ func start(t *testing.T, text string) *mesh {
 // all.
 func startOn(t testing.TB, api *stub.Server, w store.Writer, r status.Reporter) *Source {
 	t.Helper()
-	k, err := kubernetes.NewForConfig(api.Config())
-	i, err2 := istio.NewForConfig(api.Config())
+	return startWith(t, api.Config(), w, r)
+}
+
+func startWith(t testing.TB, c *rest.Config, w store.Writer, r status.Reporter) *Source {
+	t.Helper()
+	k, err := kubernetes.NewForConfig(kubeapi.Protobuf(c))
+	i, err2 := istio.NewForConfig(c)
 	s, err3 := New(Config{Kube: k, Istio: i, Writer: w, Reporter: r, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err := errors.Join(err, err2, err3); err != nil {
 		t.Fatal(err)

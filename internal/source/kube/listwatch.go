@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metainternal "k8s.io/apimachinery/pkg/apis/meta/internalversion"
@@ -76,6 +77,7 @@ func readTyped(o runtime.Object, trim func(runtime.Object) any) runtime.Object {
 // one that cannot be decoded stands for itself alone, and holds up no other.
 type streamed struct {
 	client   rest.Interface
+	path     []string // of the group and version; nil: the client's own
 	resource string
 	decode   func(raw []byte) (*read, error)
 }
@@ -85,7 +87,13 @@ func (s *streamed) listWatch() *cache.ListWatch {
 }
 
 func (s *streamed) open(ctx context.Context, o *metav1.ListOptions) (io.ReadCloser, error) {
-	return s.client.Get().Resource(s.resource).VersionedParams(o, metav1.ParameterCodec).SetHeader("Accept", "application/json").Stream(ctx)
+	get := s.client.Get()
+	if s.path != nil {
+		get = get.AbsPath(append(slices.Clone(s.path), s.resource)...)
+	} else {
+		get = get.Resource(s.resource)
+	}
+	return get.VersionedParams(o, metav1.ParameterCodec).SetHeader("Accept", "application/json").Stream(ctx)
 }
 
 // objectMeta is what is read of every object, decodable or not.

@@ -10,8 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+	istio "istio.io/client-go/pkg/clientset/versioned"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"isthmus.dev/internal/kubeapi/stub"
 	"isthmus.dev/internal/model"
@@ -144,4 +147,52 @@ func heap() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
+}
+
+// BenchmarkStartReal is BenchmarkStart against isthmus-kube, in a process of its
+// own, with entries only.
+func BenchmarkStartReal(b *testing.B) {
+	config := realAPI(b)
+	config.QPS = -1
+	client, err := istio.NewForConfig(config)
+	if err != nil {
+		b.Fatal(err)
+	}
+	networking := client.NetworkingV1().RESTClient()
+	kube, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for n := range 20 {
+		if _, err := kube.CoreV1().Namespaces().Create(b.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("ns-%d", n)}}, metav1.CreateOptions{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	began := time.Now()
+	var g errgroup.Group
+	g.SetLimit(32)
+	for i := range *scaleEntries {
+		g.Go(func() error {
+			o := scaleEntry(i)
+			delete(o["metadata"].(map[string]any), "managedFields")
+			raw, err := json.Marshal(o)
+			if err != nil {
+				return err
+			}
+			return networking.Post().Namespace(fmt.Sprintf("ns-%d", i/10%20)).Resource("workloadentries").Body(raw).Do(b.Context()).Error()
+		})
+	}
+	if err := g.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	b.Logf("%d created in %s", *scaleEntries, time.Since(began).Round(time.Second))
+	for b.Loop() {
+		cpu, before := cpuTime(b), heap()
+		rows := store.New(slog.New(slog.DiscardHandler))
+		source := startWith(b, config, rows, discard{})
+		rows.Open()
+		b.ReportMetric((cpuTime(b) - cpu).Seconds(), "CPU-s/op")
+		b.ReportMetric(float64(heap()-before)/float64(*scaleEntries), "B/workload")
+		runtime.KeepAlive(source)
+	}
 }

@@ -29,6 +29,7 @@ import (
 	"sync"
 
 	"google.golang.org/protobuf/proto"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	istio "istio.io/client-go/pkg/clientset/versioned"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -60,6 +61,7 @@ type Source struct {
 	cfg        Config
 	feeds      map[status.Kind]*feed
 	reflectors []*cache.Reflector
+	awaited    []*feed // that rows are made of
 	pool       *pool
 	dirty      *dirty
 	synced     chan struct{}
@@ -82,6 +84,7 @@ const (
 	kindEndpointSlice status.Kind = "EndpointSlice"
 	kindPod           status.Kind = "Pod"
 	kindConfigMap     status.Kind = "ConfigMap"
+	kindJoinToken     status.Kind = "JoinToken"
 )
 
 // ref names an object.
@@ -130,7 +133,7 @@ func (s *Source) Run(ctx context.Context) error {
 		reading.Go(func() { r.RunWithContext(ctx) })
 	}
 	defer reading.Wait()
-	for _, f := range s.feeds {
+	for _, f := range s.awaited {
 		select {
 		case <-f.synced:
 		case <-ctx.Done():
@@ -178,6 +181,18 @@ func (s *Source) Member(k model.Key) *member.Member {
 		return entry.member
 	}
 	return nil
+}
+
+// Exists tells whether there is a WorkloadEntry, of a machine that joined or not.
+func (s *Source) Exists(k model.Key) bool {
+	_, ok := s.feeds[status.WorkloadEntry].get(k)
+	return ok
+}
+
+// Group gives a WorkloadGroup, which is not to be changed; nil where there is none.
+func (s *Source) Group(k model.Key) *networkingv1.WorkloadGroup {
+	group, _ := get[*networkingv1.WorkloadGroup](s, ref{status.WorkloadGroup, k})
+	return group
 }
 
 // Members gives all machines that joined.

@@ -6,6 +6,7 @@ package jointoken
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 
 	"isthmus.dev/api/v1alpha1"
@@ -51,8 +53,12 @@ func (s *Store) Of(ctx context.Context, namespace, machine string) ([]*v1alpha1.
 		return nil, err
 	}
 	all = slices.DeleteFunc(all, func(t *v1alpha1.JoinToken) bool { return t.Spec.Name != machine })
-	slices.SortStableFunc(all, func(a, b *v1alpha1.JoinToken) int { return usedAt(b).Compare(usedAt(a)) })
+	lastUsedFirst(all)
 	return all, nil
+}
+
+func lastUsedFirst(all []*v1alpha1.JoinToken) {
+	slices.SortStableFunc(all, func(a, b *v1alpha1.JoinToken) int { return usedAt(b).Compare(usedAt(a)) })
 }
 
 func usedAt(t *v1alpha1.JoinToken) time.Time {
@@ -60,6 +66,27 @@ func usedAt(t *v1alpha1.JoinToken) time.Time {
 		return time.Time{}
 	}
 	return t.Status.UsedAt.Time
+}
+
+// Named gives tokens by their names, those that are gone left out.
+func (s *Store) Named(ctx context.Context, namespace string, names []string) ([]*v1alpha1.JoinToken, error) {
+	var out []*v1alpha1.JoinToken
+	for _, name := range names {
+		u, err := s.in(namespace).Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		t, err := decode(u)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, t)
+	}
+	lastUsedFirst(out)
+	return out, nil
 }
 
 // List gives all tokens of a namespace ("" for all namespaces).
@@ -118,22 +145,17 @@ func Record(t *v1alpha1.JoinToken) *token.Record {
 	}
 }
 
-// MarkUsed implements token.Records by an update of the status that names the
+// MarkUsed implements token.Records by a patch of the status that names the
 // resource version which was read.
 func (s *Store) MarkUsed(ctx context.Context, r *token.Record, at time.Time, by attest.KeyID) error {
-	u, err := s.in(r.Namespace).Get(ctx, r.Name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return token.ErrConflict
-	}
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"resourceVersion": r.Version},
+		"status":   map[string]any{"usedAt": at.UTC().Format(time.RFC3339), "usedBy": string(by)},
+	})
 	if err != nil {
-		return err
-	}
-	u.SetResourceVersion(r.Version)
-	status := map[string]any{"usedAt": at.UTC().Format(time.RFC3339), "usedBy": string(by)}
-	if err := unstructured.SetNestedMap(u.Object, status, "status"); err != nil {
 		return fmt.Errorf("status of JoinToken %s/%s: %w", r.Namespace, r.Name, err)
 	}
-	_, err = s.in(r.Namespace).UpdateStatus(ctx, u, metav1.UpdateOptions{})
+	_, err = s.in(r.Namespace).Patch(ctx, r.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		return token.ErrConflict
 	}

@@ -1,12 +1,12 @@
 package jointoken
 
 import (
+	"encoding/json"
 	"errors"
 	"testing"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
@@ -51,10 +51,11 @@ func TestStore(t *testing.T) {
 	}
 
 	// The write names the version that was read, and a conflict is one.
-	client.PrependReactor("update", "jointokens", func(a clienttesting.Action) (bool, runtime.Object, error) {
-		o, err := meta.Accessor(a.(clienttesting.UpdateAction).GetObject())
-		if err != nil || a.GetSubresource() != "status" || o.GetResourceVersion() != "7" {
-			t.Errorf("updates %q of version %q, %v", a.GetSubresource(), o.GetResourceVersion(), err)
+	client.PrependReactor("patch", "jointokens", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		var o metav1.PartialObjectMetadata
+		err := json.Unmarshal(a.(clienttesting.PatchAction).GetPatch(), &o)
+		if err != nil || a.GetSubresource() != "status" || o.ResourceVersion != "7" {
+			t.Errorf("patches %q of version %q, %v", a.GetSubresource(), o.ResourceVersion, err)
 		}
 		return true, nil, apierrors.NewConflict(a.GetResource().GroupResource(), "db-1-a", errors.New("newer"))
 	})
