@@ -46,3 +46,9 @@ func (s Session) Wake() time.Duration {
 	}
 	return at.Sub(s.now())
 }
+
+// Queued is how many entries wait to be sent of a type: changes, and removals.
+func (s Session) Queued(typeURL string) (changed, removed int) {
+	t := s.find(typeURL)
+	return t.changed.len(), len(t.removals.list)
+}

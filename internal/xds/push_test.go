@@ -105,3 +105,17 @@ func TestSilentProxyHoldsNobodyUp(t *testing.T) {
 		send(t, silent, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.ClusterType, ResponseNonce: resp.Nonce})
 	}
 }
+
+// What is kept for a proxy that never answers does not grow with each change.
+func TestSilentProxyIsKeptLittle(t *testing.T) {
+	c := newScript(t, 1<<20)
+	c.run([][2]string{{"set cds/a=1", ""}, {"sub cds *", "cds a=1"}, {"ack cds", ""}, {"set cds/a=2", "cds a=2"}, {"set -cds/a", ""}})
+	for i := range 3000 {
+		c.do(fmt.Sprintf("set cds/x%d=1 cds/y%d=1", i, i%10))
+		c.do(fmt.Sprintf("set -cds/x%d -cds/y%d", i, i%10))
+	}
+	// A removal for each name, of which some may have been taken back.
+	if changed, removed := c.s.Queued(xds.ClusterType); changed > 2048 || removed > 2*3011+17 {
+		t.Errorf("%d changes and %d removals are kept", changed, removed)
+	}
+}

@@ -14,6 +14,7 @@ type queue struct {
 	names  []string
 	member map[string]struct{} // made when first needed: most queues hold few names, briefly
 	since  uint64              // the push of the oldest name
+	kept   int                 // names at the last shed
 }
 
 func (q *queue) len() int { return len(q.names) }
@@ -64,6 +65,15 @@ func (q *queue) has(name string) bool {
 	return ok
 }
 
+// shed drops names that are gone, when there are many.
+func (q *queue) shed(gone func(name string) bool) {
+	if len(q.names) < 1024 || len(q.names) < 2*q.kept {
+		return
+	}
+	q.keep(slices.DeleteFunc(q.names, gone))
+	q.kept = len(q.names)
+}
+
 // keep replaces the content by those of its names that are left over.
 func (q *queue) keep(names []string) {
 	if len(names) == 0 {
@@ -98,6 +108,9 @@ func (q *removals) add(name string, push uint64, due time.Time) {
 		q.live = map[string]uint64{}
 	}
 	q.live[name] = push
+	if len(q.list) > 2*len(q.live)+16 {
+		q.list = slices.DeleteFunc(q.list, func(r removal) bool { return !q.holds(r) })
+	}
 	r := removal{name: name, push: push, due: due}
 	if due.IsZero() {
 		r.ripe = push

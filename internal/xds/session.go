@@ -352,6 +352,7 @@ func (s *session) refresh() {
 				t.changed.add(name, s.push)
 			}
 		}
+		t.changed.shed(func(name string) bool { return s.given(view, t, name) == nil })
 	}
 }
 

@@ -8,7 +8,9 @@
 // Flow: a stream connects through Mesh.Connect and gets a Subscription. Each
 // time the mesh has a new revision the Subscription says which names changed;
 // the stream takes those it subscribes to out of one View, sends them in Envoy's
-// order (CDS, EDS, LDS, RDS, then removals), and awaits the acknowledgement.
+// order (CDS, EDS, LDS, RDS, virtual hosts, then removals), and awaits the
+// acknowledgement (docs/decisions/0005-order-of-a-push.md). A resource is marshalled
+// once; all streams send the same bytes.
 package xds
 
 import (
