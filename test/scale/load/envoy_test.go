@@ -313,3 +313,33 @@ func TestLoopbackOnly(t *testing.T) {
 		t.Error("a foreign address was taken")
 	}
 }
+
+// A stream of changes arrives whole at every proxy; one that is not made counts as
+// lost.
+func TestChurn(t *testing.T) {
+	mesh := meshgen.Mesh{Services: 10, Endpoints: 3}
+	c := startControlPlane(t, mesh)
+	l, err := New(Options{Address: c.relay.address, Mode: Split, Features: []string{xds.SplitRoutesFeature}, Timeout: time.Minute}, workloadsOf(mesh.Proxies(60)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Stop()
+	if err := l.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const changes = 200
+	for _, forgotten := range []int{-1, changes - 3} {
+		r := l.Churn(changes, time.Second, mesh.Services, func(n int) {
+			if n != forgotten {
+				c.api.Put(mesh.EndpointOf(n%mesh.Services, 0, ChurnAddress(n)))
+			}
+		})
+		lost := 0
+		if forgotten >= 0 {
+			lost = 1
+		}
+		if r.Changes != changes || r.Lost != lost || r.Behind != 0 || len(r.Seconds) == 0 {
+			t.Errorf("without change %d: %+v, want %d lost", forgotten, r, lost)
+		}
+	}
+}
