@@ -233,12 +233,11 @@ func TestClientThatFloods(t *testing.T) {
 	before := b.server.Counters().Requests
 	began := time.Now()
 	s := b.open()
-	flooding, stop := context.WithCancel(t.Context())
-	defer stop()
 	done := make(chan struct{})
-	go func() {
+	t.Cleanup(func() { <-done })
+	go func() { // until the end of the test ends the stream
 		defer close(done)
-		for i := 0; flooding.Err() == nil; i++ {
+		for i := 0; ; i++ {
 			if s.Send(&discoveryv3.DeltaDiscoveryRequest{Node: badNode, TypeUrl: xds.EndpointType, ResourceNamesSubscribe: []string{fmt.Sprint("n", i)}}) != nil {
 				return
 			}
@@ -257,8 +256,6 @@ func TestClientThatFloods(t *testing.T) {
 	if b.server.Counters().Streams != 2 {
 		t.Error("the stream was ended")
 	}
-	stop()
-	_ = s.CloseSend()
 }
 
 func TestClientWithAHugeMessage(t *testing.T) {
