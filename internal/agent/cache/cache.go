@@ -51,7 +51,12 @@ type Options struct {
 	// Linger is how long a new Envoy has to ask for what the last one asked for,
 	// before that is given up; by default 1 minute.
 	Linger time.Duration
-	Log    *slog.Logger
+	// HoldUnknown leaves a cluster or virtual host that Envoy asks for, and that is
+	// not known, without an answer while there is no control plane, so that the
+	// request waits for it as long as Envoy's own timeout allows. By default it is
+	// answered with an error at once, after a second of waiting for a control plane.
+	HoldUnknown bool
+	Log         *slog.Logger
 }
 
 // Cache is the agent's view of the mesh.
@@ -106,6 +111,7 @@ func Open(opts Options) *Cache {
 		watches: map[*watch]struct{}{},
 		view:    &view{types: map[string]contents{}, expecting: true},
 	}
+	c.view.cache = c
 	c.table(xds.VirtualHostType)
 	var records []record
 	if opts.Dir != "" {
@@ -188,16 +194,16 @@ func (c *Cache) load(records []record) {
 		e := t.entries[r.name]
 		switch r.kind {
 		case kindGood:
-			t.entries[r.name] = &entry{good: r.resource()}
+			t.entries[r.name] = &entry{good: r.resource(), asked: r.text == askedMark}
 		case kindOffered:
 			if e == nil {
 				e = &entry{}
 				t.entries[r.name] = e
 			}
-			e.offered, e.refused = r.resource(), ""
+			e.offered, e.refused, e.asked = r.resource(), "", r.text == askedMark
 		case kindAccepted:
 			if e != nil && e.offered != nil && e.offered.Version == r.version {
-				*e = entry{good: e.offered}
+				*e = entry{good: e.offered, asked: e.asked}
 			}
 		case kindRefused:
 			if e != nil && e.offered != nil && e.offered.Version == r.version {
@@ -210,6 +216,12 @@ func (c *Cache) load(records []record) {
 			if r.typeURL == xds.RouteType {
 				delete(c.table(xds.VirtualHostType).routes, r.name)
 			}
+		case kindAlias:
+			if r.text == "" {
+				delete(t.aliases, r.name)
+			} else {
+				t.aliases[r.name] = r.text
+			}
 		case kindComplete:
 			if t.routeTable != nil {
 				t.routes[r.name] = struct{}{}
@@ -220,12 +232,18 @@ func (c *Cache) load(records []record) {
 	}
 	for url, t := range c.tables {
 		changes := make(map[string]known, len(t.entries))
+		answers := map[string]bool{}
+		for alias, answer := range t.aliases {
+			answers[answer] = true
+			t.kept[alias] = struct{}{}
+			changes[alias] = c.known(t, alias)
+		}
 		for name, e := range t.entries {
 			changes[name] = c.known(t, name)
 			if e.offered != nil {
 				t.offered[name] = struct{}{}
 			}
-			if !t.complete && t.routeTable == nil {
+			if !t.complete && t.routeTable == nil || e.asked && !answers[name] {
 				t.kept[name] = struct{}{}
 			}
 		}
@@ -262,6 +280,9 @@ func (c *Cache) dump() (records []record) {
 		}
 		if t.complete {
 			records = append(records, t.record(kindComplete, "", nil))
+		}
+		for alias, answer := range t.aliases {
+			records = append(records, record{kind: kindAlias, typeURL: t.url, name: alias, text: answer})
 		}
 		for route := range t.routes {
 			records = append(records, t.record(kindComplete, route, nil))

@@ -48,6 +48,9 @@ func (t *table) record(k kind, name string, r *xds.Resource) record {
 	rec := record{kind: k, typeURL: t.url, name: name}
 	if r != nil {
 		rec.version, rec.body = r.Version, r.Body.Value
+		if t.entries[name].asked {
+			rec.text = askedMark
+		}
 	}
 	return rec
 }
@@ -67,7 +70,7 @@ func (ch *change) commit() {
 		t.contents = t.contents.with(changes, t.complete)
 		types[t.url] = t.contents
 	}
-	c.view = &view{revision: ch.revision, types: types, expecting: ch.expecting}
+	c.view = &view{revision: ch.revision, types: types, expecting: ch.expecting, cache: c}
 	for s := range c.streams {
 		s.tell(ch.touched)
 	}
@@ -76,12 +79,16 @@ func (ch *change) commit() {
 	}
 }
 
-// offer takes in a resource from the control plane.
-func (ch *change) offer(t *table, r *xds.Resource) {
+// offer takes in a resource from the control plane, which came because it was asked
+// for or not.
+func (ch *change) offer(t *table, r *xds.Resource, asked bool) {
+	if !asked {
+		ch.cover(t, r.Name)
+	}
 	e := t.entries[r.Name]
 	switch {
 	case e == nil:
-		e = &entry{}
+		e = &entry{asked: asked}
 		t.entries[r.Name] = e
 	case e.offered != nil && e.offered.Version == r.Version:
 		return // known, refused or not
@@ -92,7 +99,7 @@ func (ch *change) offer(t *table, r *xds.Resource) {
 		r = e.good // back to it
 	}
 	if t.own || r == e.good {
-		*e = entry{good: r}
+		*e = entry{good: r, asked: e.asked}
 		delete(t.offered, r.Name)
 		ch.record(t, t.record(kindGood, r.Name, r))
 	} else {
@@ -105,7 +112,7 @@ func (ch *change) offer(t *table, r *xds.Resource) {
 
 // remove takes in that a resource does not exist.
 func (ch *change) remove(t *table, name string) {
-	if t.wanted(name) {
+	if t.wanted(name) && t.aliases[name] == "" {
 		delete(t.offered, name)
 		if e := t.entries[name]; e != nil && e.good == nil && e.offered == nil {
 			return
@@ -127,6 +134,9 @@ func (ch *change) forget(t *table, name string) {
 			ch.forget(t, n)
 		}
 		return
+	}
+	if t.scopable() {
+		ch.forgetAsked(t, name)
 	}
 	if t.entries[name] == nil || t.wants(name) {
 		return

@@ -134,10 +134,12 @@ type proxy struct {
 	t      *testing.T
 	cancel func()
 	ended  chan struct{}
+	ask    func(typeURL string, names ...string)
 
 	mu    sync.Mutex
 	has   map[string]string // "type name" → body
 	hosts map[string]bool   // routes of which it was told the virtual hosts
+	alias map[string]string // names asked for → what answers them
 	empty int               // responses without anything
 	hold  bool              // answers nothing
 }
@@ -153,17 +155,23 @@ func startProxy(t *testing.T, socket string, routes ...string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{t: t, ended: make(chan struct{}), has: map[string]string{}, hosts: map[string]bool{}}
+	p := &proxy{t: t, ended: make(chan struct{}), has: map[string]string{}, hosts: map[string]bool{}, alias: map[string]string{}}
 	p.cancel = sync.OnceFunc(func() {
 		cancel()
 		<-p.ended
 		cc.Close()
 	})
 	t.Cleanup(p.cancel)
+	var sending sync.Mutex
 	send := func(req *discoveryv3.DeltaDiscoveryRequest) {
+		sending.Lock()
+		defer sending.Unlock()
 		if err := stream.Send(req); err != nil && ctx.Err() == nil {
 			t.Error(err)
 		}
+	}
+	p.ask = func(typeURL string, names ...string) {
+		send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeURL, ResourceNamesSubscribe: names})
 	}
 	send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "envoy"}, TypeUrl: xds.ClusterType})
 	send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.ListenerType})
@@ -199,6 +207,9 @@ func (p *proxy) take(resp *discoveryv3.DeltaDiscoveryResponse) *discoveryv3.Delt
 	}
 	for _, r := range resp.Resources {
 		p.has[resp.TypeUrl+" "+r.Name] = string(r.Resource.Value)
+		for _, alias := range r.Aliases {
+			p.alias[alias] = r.Name
+		}
 	}
 	if resp.TypeUrl == xds.VirtualHostType {
 		for _, name := range append(names(resp), resp.RemovedResources...) {

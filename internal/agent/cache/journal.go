@@ -52,6 +52,7 @@ const (
 	kindDropped                  // nothing is known of it
 	kindComplete                 // "*" of a type has been answered; of virtual hosts: those of the named route are there
 	kindContact                  // when the control plane was last heard of
+	kindAlias                    // the resource in text answers the name
 )
 
 // record is one step in what the cache knows.

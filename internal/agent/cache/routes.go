@@ -73,16 +73,15 @@ func (c *Cache) partial(t *table, name string) bool {
 func (c *Cache) known(t *table, name string) known {
 	e := t.entries[name]
 	if e == nil {
-		return known{unknown: true}
+		return known{alias: t.aliases[name]}
 	}
 	r := e.current()
-	if !c.incomplete(t, r) {
-		return known{resource: r}
+	if c.incomplete(t, r) {
+		if r = e.good; r == nil || c.incomplete(t, r) {
+			return known{}
+		}
 	}
-	if e.good != nil && !c.incomplete(t, e.good) {
-		return known{resource: e.good}
-	}
-	return known{unknown: true}
+	return known{resource: r, absent: r == nil, asked: e.asked, alias: t.aliases[name]}
 }
 
 // arrived notes that the virtual hosts of a route are there.

@@ -30,6 +30,7 @@ var (
 	_ xds.Refuser  = (*stream)(nil)
 	_ xds.Waiter   = (*view)(nil)
 	_ xds.Splitter = (*view)(nil)
+	_ xds.Scoped   = (*view)(nil)
 )
 
 // Connect implements xds.Mesh.
@@ -171,6 +172,10 @@ func (s *stream) prune() {
 		s.linger.Reset(c.opts.Linger)
 		return
 	}
+	old := time.Since(s.since) >= keepAsked
+	if !old {
+		s.linger.Reset(keepAsked - time.Since(s.since))
+	}
 	for url := range s.names {
 		t := c.tables[url]
 		if t.own {
@@ -178,7 +183,7 @@ func (s *stream) prune() {
 		}
 		ch := c.begin()
 		for name := range t.kept {
-			if name == "*" {
+			if name == "*" || t.scopable() && !old {
 				continue
 			}
 			delete(t.kept, name)
@@ -207,7 +212,7 @@ func (c *Cache) accept(t *table) {
 		if e.refused != "" || c.incomplete(t, e.offered) || !c.answered(t, name, e.revision) {
 			continue
 		}
-		*e = entry{good: e.offered}
+		*e = entry{good: e.offered, asked: e.asked}
 		delete(t.offered, name)
 		if !t.volatile {
 			records = append(records, record{kind: kindAccepted, typeURL: t.url, name: name, version: e.good.Version})

@@ -3,7 +3,6 @@ package cache
 import (
 	"iter"
 	"maps"
-	"strings"
 
 	"isthmus.dev/internal/xds"
 )
@@ -16,6 +15,7 @@ type entry struct {
 	// While offered stands refused, good is served instead.
 	refused  string
 	revision uint64 // that offered came with
+	asked    bool   // came because it was asked for, see ondemand.go
 }
 
 // current is what is served, and what the control plane is told of when the stream
@@ -49,6 +49,8 @@ type table struct {
 	routeTable *table
 	routes     map[string]struct{}
 
+	aliases map[string]string // names asked for → names of what answers them
+
 	upstream upstreamType
 }
 
@@ -59,6 +61,7 @@ func newTable(url string) *table {
 		refs:     map[string]int{},
 		kept:     map[string]struct{}{},
 		offered:  map[string]struct{}{},
+		aliases:  map[string]string{},
 		upstream: newUpstreamType(),
 	}
 }
@@ -92,9 +95,14 @@ func (t *table) names() iter.Seq[string] {
 
 // known is a resource, or that it does not exist.
 type known struct {
-	resource *xds.Resource // nil: does not exist
-	unknown  bool          // nothing is known (any more)
+	resource *xds.Resource
+	absent   bool   // does not exist
+	asked    bool   // came because it was asked for
+	alias    string // the name of what answers this one
 }
+
+// nothing is known (any more).
+func (k known) nothing() bool { return k == known{} }
 
 // contents is an immutable map of names to what is known. A change copies the
 // small part and leaves the large one, which is merged now and then.
@@ -108,10 +116,7 @@ const mergeAt = 256
 func (c contents) get(name string) known {
 	k, ok := c.small[name]
 	if !ok {
-		k, ok = c.large[name]
-	}
-	if !ok || k.unknown {
-		return known{unknown: !c.complete}
+		k = c.large[name]
 	}
 	return k
 }
@@ -131,7 +136,7 @@ func (c contents) with(changes map[string]known, complete bool) contents {
 	large := make(map[string]known, len(c.large)+len(small))
 	maps.Copy(large, c.large)
 	for name, k := range small {
-		if k.unknown {
+		if k.nothing() {
 			delete(large, name)
 		} else {
 			large[name] = k
@@ -141,14 +146,15 @@ func (c contents) with(changes map[string]known, complete bool) contents {
 	return c
 }
 
-func (c contents) all(yield func(*xds.Resource) bool) {
+// all yields what is known of resources.
+func (c contents) all(yield func(known) bool) {
 	for _, k := range c.small {
-		if k.resource != nil && !yield(k.resource) {
+		if k.resource != nil && !yield(k) {
 			return
 		}
 	}
 	for name, k := range c.large {
-		if _, over := c.small[name]; !over && k.resource != nil && !yield(k.resource) {
+		if _, over := c.small[name]; !over && k.resource != nil && !yield(k) {
 			return
 		}
 	}
@@ -161,13 +167,31 @@ type view struct {
 	// expecting: the control plane is there, or was a moment ago, so that what is
 	// not known is worth waiting for.
 	expecting bool
+	cache     *Cache
 }
 
 func (v *view) Revision() uint64 { return v.revision }
 
-func (v *view) Get(typeURL, name string) *xds.Resource { return v.types[typeURL].get(name).resource }
+func (v *view) Get(typeURL, name string) *xds.Resource {
+	if r := v.types[typeURL].get(name).resource; r != nil {
+		return r
+	}
+	if !v.expecting && !v.cache.opts.HoldUnknown && v.missing(typeURL, name) {
+		return placeholder(typeURL, name)
+	}
+	return nil
+}
 
-func (v *view) All(typeURL string) iter.Seq[*xds.Resource] { return v.types[typeURL].all }
+// All yields what comes unasked.
+func (v *view) All(typeURL string) iter.Seq[*xds.Resource] {
+	return func(yield func(*xds.Resource) bool) {
+		for k := range v.types[typeURL].all {
+			if !k.asked && !yield(k.resource) {
+				return
+			}
+		}
+	}
+}
 
 // Awaiting implements xds.Waiter. Without any configuration Envoy waits for it,
 // however long; for single names only as long as an answer is to be expected.
@@ -176,5 +200,8 @@ func (v *view) Awaiting(typeURL, name string) bool {
 	if name == "*" {
 		return !c.complete
 	}
-	return v.expecting && c.get(name).unknown && !strings.HasSuffix(name, none)
+	if v.missing(typeURL, name) {
+		return v.expecting || v.cache.opts.HoldUnknown
+	}
+	return v.expecting && !c.complete && typeURL != xds.VirtualHostType && c.get(name).nothing()
 }

@@ -260,11 +260,18 @@ func (c *Cache) apply(resp *discoveryv3.DeltaDiscoveryResponse) {
 	}
 	p := &pending{nonce: resp.Nonce, revision: ch.revision}
 	for _, r := range resp.Resources {
-		if !t.wants(r.Name) {
+		asked := t.asked(r.Name, r.Aliases)
+		if !asked && !t.wants(r.Name) {
 			continue // given up meanwhile
 		}
 		p.names = append(p.names, r.Name)
-		ch.offer(t, &xds.Resource{Name: r.Name, Version: r.Version, Body: r.Resource})
+		ch.offer(t, &xds.Resource{Name: r.Name, Version: r.Version, Body: r.Resource}, asked)
+		ch.alias(t, r.Name, "")
+		for _, alias := range r.Aliases {
+			if t.wanted(alias) {
+				ch.alias(t, alias, r.Name)
+			}
+		}
 		if t.routeTable != nil {
 			ch.arrived(t, routeOf(r.Name))
 		}

@@ -26,10 +26,9 @@ func (c *Cache) Watch(typeURL string, f func(changed map[string]*xds.Resource)) 
 	if c.closed {
 		return func() {}
 	}
-	c.view.types[typeURL].all(func(r *xds.Resource) bool {
-		w.due[r.Name] = r
-		return true
-	})
+	for k := range c.view.types[typeURL].all {
+		w.due[k.resource.Name] = k.resource
+	}
 	if len(w.due) > 0 {
 		w.notify <- struct{}{}
 	}
