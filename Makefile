@@ -16,7 +16,7 @@ ENVOY_SHA256     := 8aa137a7d00994ce43f613556f5a120709229f63bedb86eedde5ccbc402c
 # Machines are made of namespaces, which needs root; nothing else does.
 SUDO ?= $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help build envoy kube demo demo-check test check bench bench-full generate tidy kube-bump clean $(BINARIES)
+.PHONY: help build envoy kube demo demo-check test test-long check bench bench-full generate tidy kube-bump clean $(BINARIES)
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,11 @@ test: build ## Run every test, with real Envoy and a real Kubernetes API
 	go test -race -timeout 20m ./...
 	cd kube && go test ./archive ./datadir ./pki ./report ./e2e
 	$(SUDO) bin/isthmus demo --check
+
+SEEDS ?= 100
+
+test-long: ## Try SEEDS times as many random meshes in property tests as usual
+	go test -timeout 2h -run 'Incremental|Table|Share' ./internal/resolve ./internal/discovery -seeds $(SEEDS)
 
 check: ## Format, vet, lint, and tidy modules
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "not gofmt'ed: $$bad"; exit 1; }
