@@ -99,7 +99,7 @@ func New(options Options, workloads []Workload) (*Load, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec{}), grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),
-		grpc.WithSharedWriteBuffer(true), grpc.WithDisableServiceConfig(), grpc.WithNoProxy(),
+		grpc.WithDisableServiceConfig(), grpc.WithNoProxy(),
 	}}
 	for i, w := range workloads {
 		node, err := nodeOf(w, options.Features)
