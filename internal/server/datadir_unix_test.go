@@ -19,6 +19,9 @@ import (
 const holderOf = "TEST_HOLD_DATA_DIR"
 
 func TestMain(m *testing.M) {
+	if file := os.Getenv(isthmusdOf); file != "" {
+		os.Exit(runIsthmusd(file))
+	}
 	if path := os.Getenv(holderOf); path != "" {
 		if _, err := holdDataDir(path); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	grpcmetadata "google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"k8s.io/client-go/util/workqueue"
 
 	"isthmus.dev/internal/attest"
 	"isthmus.dev/internal/attest/kubernetes"
@@ -32,6 +33,7 @@ func (s *server) sign(ctx context.Context, g *errgroup.Group) error {
 		return fmt.Errorf("open the certificate authority: %w", err)
 	}
 	s.replica = newReplica(s.kube, s.alone(), s.log.With("component", "replica"))
+	s.rootless = workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[string]())
 	tokens := &jointoken.Store{Client: s.dynamic}
 	s.enroll = enroll.New(enroll.Config{
 		TrustDomain: s.settings.TrustDomain, ClusterDomain: s.settings.ClusterDomain, Cluster: s.settings.Cluster,

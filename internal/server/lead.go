@@ -27,15 +27,27 @@ import (
 
 // lead starts what only one replica does.
 func (s *server) lead(ctx context.Context, g *errgroup.Group) error {
-	if s.Standalone { // before anybody is told that it serves
+	if s.alone() { // before anybody is told that it serves
 		if err := s.publish(ctx); err != nil {
 			return err
 		}
 	}
+	if leases := s.replica.leases; leases != nil {
+		streams := func() int { return int(s.xds.Counters().Streams) }
+		leases.Load = streams
+		b := &balancer{self: s.replica.name, streams: streams, loads: leases.Loads, move: s.xds.Move, log: s.log.With("component", "replica")}
+		g.Go(func() error {
+			b.run(ctx)
+			return nil
+		})
+	}
 	g.Go(func() error {
 		return s.replica.run(ctx, func(ctx context.Context) {
-			if !s.Standalone {
+			if !s.alone() {
 				s.untilDone(ctx, "publish", s.publish)
+			}
+			for _, name := range s.source.Namespaces() {
+				s.rootless.Add(name)
 			}
 			var problems sync.WaitGroup
 			problems.Go(func() { s.reportProblems(ctx) })

@@ -13,9 +13,9 @@ import (
 const reloadPeriod = time.Minute
 
 // distributeRoots keeps the ConfigMap with the mesh's roots in every namespace,
-// and the authority as its Secret says.
+// where this replica leads, and the authority as its Secret says.
 func (s *server) distributeRoots(ctx context.Context) error {
-	queue := workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[string]())
+	queue := s.rootless
 	s.source.OnNamespace(queue.Add)
 	written := make(chan struct{})
 	go func() {
@@ -51,7 +51,8 @@ func (s *server) distributeRoots(ctx context.Context) error {
 }
 
 // writeRoots writes the roots into the namespaces of the queue until that is shut
-// down. One that fails comes again.
+// down. One that fails comes again. What comes while another replica leads is that
+// one's; all come again when this one is to lead.
 func (s *server) writeRoots(ctx context.Context, queue workqueue.TypedRateLimitingInterface[string]) {
 	maps := &ca.RootConfigMaps{Client: s.kube, Signer: s.authority}
 	for {
@@ -59,7 +60,11 @@ func (s *server) writeRoots(ctx context.Context, queue workqueue.TypedRateLimiti
 		if over {
 			return
 		}
-		switch err := maps.Ensure(ctx, name); {
+		err := error(nil)
+		if s.replica.leads() {
+			err = maps.Ensure(ctx, name)
+		}
+		switch {
 		case err == nil:
 			queue.Forget(name)
 		case ctx.Err() == nil:

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/workqueue"
 
 	"isthmus.dev/internal/ca"
 	"isthmus.dev/internal/discovery"
@@ -68,6 +69,8 @@ type server struct {
 	settings  *model.MeshConfig
 	authority *ca.Authority
 	enroll    *enroll.Service
+	// rootless are namespaces whose roots are to be looked at.
+	rootless workqueue.TypedRateLimitingInterface[string]
 }
 
 // Run serves until ctx ends. Ready, if not nil, is called once proxies are served.
