@@ -55,7 +55,7 @@ type Entries interface {
 	// Member gives a machine that joined; nil where there is none.
 	Member(model.Key) *member.Member
 	// Members gives all.
-	Members() iter.Seq[*member.Member]
+	Members() []*member.Member
 	// Exists tells whether there is a WorkloadEntry, of a machine that joined or not.
 	Exists(model.Key) bool
 	// Group gives a WorkloadGroup, which is not to be changed; nil where there is none.

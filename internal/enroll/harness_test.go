@@ -280,14 +280,13 @@ func (e entries) Member(k model.Key) *member.Member {
 	return nil
 }
 
-func (e entries) Members() iter.Seq[*member.Member] {
-	return func(yield func(*member.Member) bool) {
-		for _, o := range e.List() {
-			if m := memberOf(o.(*networking.WorkloadEntry)); m != nil && !yield(m) {
-				return
-			}
+func (e entries) Members() (list []*member.Member) {
+	for _, o := range e.List() {
+		if m := memberOf(o.(*networking.WorkloadEntry)); m != nil {
+			list = append(list, m)
 		}
 	}
+	return list
 }
 
 func (e entries) Exists(k model.Key) bool {

@@ -3,7 +3,6 @@ package enroll
 import (
 	"context"
 	"fmt"
-	"iter"
 	"sync"
 	"time"
 
@@ -19,6 +18,9 @@ const (
 	// workers write what became of connections. Each waits for the API server most of
 	// the time; more would take its turn from others.
 	workers = 32
+	// requeueEvery of the looks at leases: it is for what seldom happens, and looks at
+	// every connection.
+	requeueEvery = 5
 	// tokenCleanup is how often, and how long after their end, unused tokens go.
 	tokenCleanup = time.Hour
 )
@@ -42,13 +44,15 @@ func (s *Service) lead(ctx context.Context) {
 	tick := time.NewTicker(max(s.Grace/5, 10*time.Millisecond))
 	defer tick.Stop()
 	var term *term
-	for {
+	for n := 0; ; n++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		s.requeueUnrecorded()
+		if n%requeueEvery == 0 {
+			s.requeueUnrecorded()
+		}
 		if !s.IsLeader() {
 			term = nil
 			continue
@@ -92,8 +96,9 @@ func (s *Service) sweep(ctx context.Context, t *term) error {
 	if err != nil {
 		return fmt.Errorf("which replicas run: %w", err)
 	}
-	t.observe(s.Entries.Members(), alive, s.Now())
-	for m := range s.Entries.Members() {
+	members := s.Entries.Members()
+	t.observe(members, alive, s.Now())
+	for _, m := range members {
 		if err := s.check(ctx, t, m); err != nil {
 			s.Log.Error("lease not checked", "namespace", m.Key.Namespace, "instance", m.Key.Name, "err", err)
 		}
@@ -106,9 +111,9 @@ func (s *Service) sweep(ctx context.Context, t *term) error {
 }
 
 // observe notes which of the replicas that entries name do not run.
-func (t *term) observe(members iter.Seq[*member.Member], alive map[string]bool, now time.Time) {
+func (t *term) observe(members []*member.Member, alive map[string]bool, now time.Time) {
 	dead := map[string]time.Time{}
-	for m := range members {
+	for _, m := range members {
 		name := m.Controller
 		if name == "" || alive[name] {
 			continue

@@ -22,8 +22,8 @@ type Config struct {
 	Client   dynamic.Interface
 	Log      *slog.Logger
 	Debounce time.Duration    // from a report to its write: 500 ms
-	Rate     rate.Limit       // writes a second: 20
-	Burst    int              // 50
+	Rate     rate.Limit       // requests a second: 50
+	Burst    int              // 100
 	Workers  int              // 4
 	Now      func() time.Time // time.Now
 }
@@ -64,10 +64,10 @@ func New(cfg Config) *Writer {
 		cfg.Debounce = 500 * time.Millisecond
 	}
 	if cfg.Rate == 0 {
-		cfg.Rate = 20
+		cfg.Rate = 50
 	}
 	if cfg.Burst == 0 {
-		cfg.Burst = 50
+		cfg.Burst = 100
 	}
 	if cfg.Workers == 0 {
 		cfg.Workers = 4

@@ -81,11 +81,17 @@ func (s *Server) Config() *rest.Config { return &rest.Config{Host: s.http.URL, Q
 func (s *Server) StopClock(at time.Time) { s.now = func() time.Time { return at } }
 
 // Requests counts those of a verb ("get", "list", "watch", "watchlist", "create",
-// "update", "patch", "delete") and a resource, "pods" or "workloadentries/status".
-func (s *Server) Requests(verb, resource string) int {
+// "update", "patch", "delete") and a resource, "pods" or "workloadentries/status";
+// "" counts all resources.
+func (s *Server) Requests(verb, resource string) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.requests[verb+" "+resource]
+	for r, count := range s.requests {
+		if r == verb+" "+resource || resource == "" && strings.HasPrefix(r, verb+" ") {
+			n += count
+		}
+	}
+	return n
 }
 
 // Intercept has f look at every request first: what it returns, unless 0, is the

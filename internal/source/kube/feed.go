@@ -52,6 +52,15 @@ func (f *feed) keys() []model.Key {
 	return list
 }
 
+// each calls f with every object; f returns at once.
+func (f *feed) each(do func(object any)) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, i := range f.items {
+		do(i.object)
+	}
+}
+
 // dependOn lists the objects that depend on another one.
 func (f *feed) dependOn(on model.Key) []model.Key {
 	f.mu.RLock()

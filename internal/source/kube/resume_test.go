@@ -29,17 +29,6 @@ metadata: {name: %s, namespace: shop}
 spec: {address: %s, labels: {app: reviews}}`, name, address)
 }
 
-// kinds of the source, as requests name them.
-var readKinds = []string{"namespaces", "nodes", "services", "endpointslices", "pods", "configmaps", "serviceentries", "workloadentries",
-	"workloadgroups", "virtualservices", "destinationrules", "peerauthentications", "authorizationpolicies"}
-
-func (m *mesh) requests(verb string) (n int) {
-	for _, k := range readKinds {
-		n += m.api.Requests(verb, k)
-	}
-	return n
-}
-
 func fleet(n int) string {
 	var docs []string
 	for i := range n {
@@ -52,7 +41,7 @@ func fleet(n int) string {
 // first, costs no list, and what happened meanwhile is seen.
 func TestWatchesResume(t *testing.T) {
 	m := start(t, fleet(20)+"\n---"+virtualService("reviews", "reviews"))
-	lists := m.requests("list") + m.requests("watchlist")
+	lists := m.api.Requests("list", "") + m.api.Requests("watchlist", "")
 	before := m.written()
 	var refused atomic.Int32
 	m.api.Intercept(func(*http.Request) int {
@@ -67,8 +56,8 @@ func TestWatchesResume(t *testing.T) {
 	m.waitFor("what happened meanwhile is seen", func() bool {
 		return m.workload("default", "vm-0").Addresses[0].String() == "10.9.1.1" && m.workload("default", "vm-1") == nil
 	})
-	m.waitFor("every kind is watched again", func() bool { return m.requests("watch") >= len(readKinds)+20 })
-	if n := m.requests("list") + m.requests("watchlist"); n != lists {
+	m.waitFor("every kind is watched again", func() bool { return m.api.Requests("watch", "") >= len(m.source.feeds)+20 })
+	if n := m.api.Requests("list", "") + m.api.Requests("watchlist", ""); n != lists {
 		t.Errorf("%d lists for a restart", n-lists)
 	}
 	if n := m.written() - before; n > 2 {
@@ -81,7 +70,7 @@ func TestWatchesResume(t *testing.T) {
 // row missing that is there before and after.
 func TestListingAgainIsNoChange(t *testing.T) {
 	m := start(t, fleet(50)+"\n---"+virtualService("reviews", "reviews")+"\n---"+reviewsPod)
-	before, lists := m.written(), m.requests("watchlist")
+	before, lists := m.written(), m.api.Requests("watchlist", "")
 	revision := m.store.Stats().Revision
 	var least, atOnce, most atomic.Int32
 	least.Store(51)
@@ -100,7 +89,7 @@ func TestListingAgainIsNoChange(t *testing.T) {
 	})
 	m.api.Compact()
 	m.api.DropWatches()
-	m.waitFor("every kind is listed again", func() bool { return m.requests("watchlist")-lists >= len(readKinds) })
+	m.waitFor("every kind is listed again", func() bool { return m.api.Requests("watchlist", "")-lists >= len(m.source.feeds) })
 	m.apply(virtualService("reviews", "other"))
 	m.waitFor("later changes are seen", func() bool {
 		vs, _ := row(m, store.VirtualServices, model.Key{Namespace: "shop", Name: "reviews"})

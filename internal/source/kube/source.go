@@ -24,7 +24,6 @@ package kube
 import (
 	"context"
 	"errors"
-	"iter"
 	"log/slog"
 	"sync"
 
@@ -196,15 +195,14 @@ func (s *Source) Group(k model.Key) *networkingv1.WorkloadGroup {
 }
 
 // Members gives all machines that joined.
-func (s *Source) Members() iter.Seq[*member.Member] {
-	return func(yield func(*member.Member) bool) {
-		f := s.feeds[status.WorkloadEntry]
-		for _, k := range f.keys() {
-			if m := s.Member(k); m != nil && !yield(m) {
-				return
-			}
+func (s *Source) Members() []*member.Member {
+	var list []*member.Member
+	s.feeds[status.WorkloadEntry].each(func(o any) {
+		if entry, ok := o.(*entryFacts); ok && entry.member != nil {
+			list = append(list, entry.member)
 		}
-	}
+	})
+	return list
 }
 
 // Status gives what an object's status says, from memory: a Source is a
