@@ -5,6 +5,7 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/mem"
 )
 
 // Session opens the protocol's state machine to tests.
@@ -26,6 +27,15 @@ func (s Session) Next() *discoveryv3.DeltaDiscoveryResponse {
 		return r.message()
 	}
 	return nil
+}
+
+// NextBytes is Next in the form in which it is sent.
+func (s Session) NextBytes() (typeURL, nonce string, wire mem.BufferSlice) {
+	r := s.next()
+	if r == nil {
+		return "", "", nil
+	}
+	return r.typeURL, r.nonce, r.buffers()
 }
 
 // Refusals is how many versions the session remembers as refused.
