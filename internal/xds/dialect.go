@@ -24,7 +24,7 @@ type dialect interface {
 // request is what was received, or why nothing more will be.
 type request struct {
 	node    *corev3.Node
-	answers bool // a response, so there are no more of these than of those
+	answers bool // a response, or so it says
 	message proto.Message
 	err     error
 }

@@ -229,6 +229,11 @@ func TestNamesComeAndGo(t *testing.T) {
 }
 
 func TestClientThatFloods(t *testing.T) {
+	t.Run("subscriptions", func(t *testing.T) { testFlood(t, "") })
+	t.Run("made-up answers", func(t *testing.T) { testFlood(t, "x") })
+}
+
+func testFlood(t *testing.T, nonce string) {
 	b := newBad(t, xds.Options{})
 	before := b.server.Counters().Requests
 	began := time.Now()
@@ -238,7 +243,7 @@ func TestClientThatFloods(t *testing.T) {
 	go func() { // until the end of the test ends the stream
 		defer close(done)
 		for i := 0; ; i++ {
-			if s.Send(&discoveryv3.DeltaDiscoveryRequest{Node: badNode, TypeUrl: xds.EndpointType, ResourceNamesSubscribe: []string{fmt.Sprint("n", i)}}) != nil {
+			if s.Send(&discoveryv3.DeltaDiscoveryRequest{Node: badNode, TypeUrl: xds.EndpointType, ResponseNonce: nonce, ResourceNamesSubscribe: []string{fmt.Sprint("n", i)}}) != nil {
 				return
 			}
 		}

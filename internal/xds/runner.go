@@ -70,9 +70,10 @@ type runner struct {
 	turn    *time.Timer
 	late    *time.Timer // runs during a send
 
-	pace   *rate.Limiter    // of requests that answer nothing
-	resume <-chan time.Time // requests are read again; nil: they are
-	paced  bool             // and that was said
+	answers int              // that may come yet, one for each response
+	pace    *rate.Limiter    // of all other requests
+	resume  <-chan time.Time // requests are read again; nil: they are
+	paced   bool             // and that was said
 
 	silent  time.Time // since when the proxy has not answered; zero: it owes no answer
 	waited  bool      // too long, and that was said
@@ -172,7 +173,8 @@ func (r *runner) take(in request) error {
 	if err := r.dialect.take(in); err != nil {
 		return err
 	}
-	if in.answers {
+	if in.answers && r.answers > 0 {
+		r.answers--
 		r.silent = time.Time{}
 		return nil
 	}
@@ -226,6 +228,7 @@ func (r *runner) send(m any) error {
 	for {
 		select {
 		case err := <-done:
+			r.answers++
 			return err
 		case <-r.turn.C:
 			r.release()
