@@ -115,7 +115,7 @@ func (wire) Unmarshal(data mem.BufferSlice, v any) error {
 func (p *proxies) run(addr string, services int) error {
 	cc, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(wire{}), grpc.MaxCallRecvMsgSize(64<<20)),
-		grpc.WithStaticStreamWindowSize(16<<20), grpc.WithStaticConnWindowSize(32<<20), grpc.WithSharedWriteBuffer(true))
+		grpc.WithStaticStreamWindowSize(16<<20), grpc.WithStaticConnWindowSize(32<<20))
 	if err != nil {
 		return err
 	}
@@ -213,6 +213,7 @@ type fleet struct {
 	out  *bufio.Scanner
 	got  int
 	sent int // bytes
+	end  func()
 }
 
 func newFleet(b *testing.B, mesh *xdstest.Mesh, n, services int) *fleet {
@@ -237,14 +238,13 @@ func newFleet(b *testing.B, mesh *xdstest.Mesh, n, services int) *fleet {
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() {
+	return &fleet{b: b, in: in, out: bufio.NewScanner(out), end: func() {
 		in.Close()
 		if err := cmd.Wait(); err != nil {
 			b.Error(err)
 		}
 		g.Stop()
-	})
-	return &fleet{b: b, in: in, out: bufio.NewScanner(out)}
+	}}
 }
 
 // await waits until so many more resources have arrived.
@@ -279,6 +279,7 @@ func BenchmarkStreamFirstPush(b *testing.B) {
 		f.await(2 * proxies * services)
 		used += cpu(b) - before
 		sent += f.sent
+		f.end()
 	}
 	b.ReportMetric(float64(used.Microseconds())/float64(b.N*proxies), "cpu-us/proxy")
 	b.ReportMetric(float64(sent)/float64(b.N*proxies), "B/proxy")
@@ -291,6 +292,7 @@ func BenchmarkStreamChange(b *testing.B) {
 	mesh := benchMesh(services)
 	empty := memory()
 	f := newFleet(b, mesh, proxies, services)
+	defer f.end()
 	f.await(2 * proxies * services)
 	full := memory()
 	b.ReportAllocs()

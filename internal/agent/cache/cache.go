@@ -153,10 +153,10 @@ func (c *Cache) Close() error {
 // directory, until ctx is done.
 func (c *Cache) Serve(ctx context.Context, l net.Listener) error {
 	s := xds.NewServer(c, xds.Options{Authenticate: xds.PeerAddress, Linger: -1, Log: c.log})
-	g := grpc.NewServer(
+	g := grpc.NewServer(append(xds.TransportOptions(),
 		grpc.MaxRecvMsgSize(32<<20),
 		grpc.WaitForHandlers(true),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}))
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}))...)
 	s.Register(g)
 	stop := context.AfterFunc(ctx, g.Stop)
 	defer stop()
