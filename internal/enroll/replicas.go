@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strconv"
 	"sync"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 
 const (
 	replicaLabel    = "isthmus.dev/replica"
-	replicaLoad     = "isthmus.dev/proxies" // annotation: how many proxies it serves
 	replicaRenew    = 5 * time.Second
 	replicaLifetime = 20 * time.Second
 	// replicaForget is when the Lease of a replica that died is deleted.
@@ -33,9 +31,9 @@ type LeaseReplicas struct {
 	log       *slog.Logger
 	now       func() time.Time
 
-	// Load, if set before Run, is how many proxies this replica serves, for the others
-	// to know (Loads).
-	Load func() int
+	// Say, if set before Run, is what this replica tells the others: the annotations
+	// of its Lease (Said).
+	Say func() map[string]string
 
 	mu   sync.Mutex
 	seen map[string]sighting
@@ -80,8 +78,8 @@ func (r *LeaseReplicas) renew(ctx context.Context) error {
 	seconds, now := int32(replicaLifetime/time.Second), metav1.NewMicroTime(r.now())
 	spec := coordinationv1.LeaseSpec{HolderIdentity: &r.self, LeaseDurationSeconds: &seconds, RenewTime: &now}
 	var annotations map[string]string
-	if r.Load != nil {
-		annotations = map[string]string{replicaLoad: strconv.Itoa(r.Load())}
+	if r.Say != nil {
+		annotations = r.Say()
 	}
 	have, err := leases.Get(ctx, r.leaseName(r.self), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -114,21 +112,20 @@ func (r *LeaseReplicas) Alive(ctx context.Context) (map[string]bool, error) {
 	return alive, err
 }
 
-// Loads gives by their names how many proxies the replicas that are alive serve, as
-// each said last, some seconds ago. Those that do not say are left out.
-func (r *LeaseReplicas) Loads(ctx context.Context) (map[string]int, error) {
+// Said gives by their names what the replicas that are alive say: each what it said
+// last, some seconds ago.
+func (r *LeaseReplicas) Said(ctx context.Context) (map[string]map[string]string, error) {
 	alive, leases, err := r.look(ctx)
 	if err != nil {
 		return nil, err
 	}
-	loads := map[string]int{}
+	said := map[string]map[string]string{}
 	for _, l := range leases {
-		n, err := strconv.Atoi(l.Annotations[replicaLoad])
-		if name := l.Spec.HolderIdentity; err == nil && name != nil && alive[*name] {
-			loads[*name] = n
+		if name := l.Spec.HolderIdentity; name != nil && alive[*name] {
+			said[*name] = l.Annotations
 		}
 	}
-	return loads, nil
+	return said, nil
 }
 
 func (r *LeaseReplicas) look(ctx context.Context) (map[string]bool, []coordinationv1.Lease, error) {

@@ -10,35 +10,34 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 )
 
-// TestLoads: each replica knows how many proxies the others serve, as long as they
-// run.
-func TestLoads(t *testing.T) {
+// TestSaid: each replica knows what the others say, as long as they run.
+func TestSaid(t *testing.T) {
 	client := fake.NewClientset()
 	var running sync.WaitGroup
 	defer running.Wait()
 	all := map[string]*LeaseReplicas{}
 	ends := map[string]context.CancelFunc{}
-	for name, load := range map[string]func() int{"a": func() int { return 7 }, "b": func() int { return 0 }, "silent": nil} {
+	for name, say := range map[string]func() map[string]string{"a": func() map[string]string { return map[string]string{"proxies": "7"} }, "silent": nil} {
 		ctx, end := context.WithCancel(t.Context())
 		defer end()
 		r := NewLeaseReplicas(client, "istio-system", name, slog.New(slog.DiscardHandler))
-		r.Load = load
+		r.Say = say
 		all[name], ends[name] = r, end
 		running.Go(func() { r.Run(ctx) })
 	}
-	become := func(want map[string]int) {
+	become := func(want map[string]map[string]string) {
 		t.Helper()
 		for t.Context().Err() == nil {
-			got, err := all["b"].Loads(t.Context())
+			got, err := all["silent"].Said(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if maps.Equal(got, want) {
+			if maps.EqualFunc(got, want, maps.Equal[map[string]string]) {
 				return
 			}
 		}
 	}
-	become(map[string]int{"a": 7, "b": 0})
+	become(map[string]map[string]string{"a": {"proxies": "7"}, "silent": nil})
 	ends["a"]()
-	become(map[string]int{"b": 0})
+	become(map[string]map[string]string{"silent": nil})
 }

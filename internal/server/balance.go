@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"log/slog"
 	"maps"
 	"slices"
@@ -21,8 +20,7 @@ const (
 // its share within minutes, and one that is lost moves only its own.
 type balancer struct {
 	self    string
-	streams func() int                                    // of this replica
-	loads   func(context.Context) (map[string]int, error) // of all, by name
+	streams func() int // of this replica
 	move    func(n int) (moved int)
 	log     *slog.Logger
 
@@ -33,26 +31,11 @@ type balancer struct {
 	pause    int      // periods to wait
 }
 
-func (b *balancer) run(ctx context.Context) {
-	tick := time.NewTicker(balancePeriod)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		loads, err := b.loads(ctx)
-		if err != nil {
-			if ctx.Err() == nil {
-				b.log.Warn("proxies are not balanced over the replicas", "error", err)
-			}
-			continue
-		}
-		if n := b.excess(loads); n > 0 {
-			b.moved = b.move(n)
-			b.log.Info("asked proxies to go to other replicas", "count", b.moved, "streams", b.before, "replicas", len(b.names))
-		}
+// balance takes in how many proxies each replica serves, by name, once a period.
+func (b *balancer) balance(loads map[string]int) {
+	if n := b.excess(loads); n > 0 {
+		b.moved = b.move(n)
+		b.log.Info("asked proxies to go to other replicas", "count", b.moved, "streams", b.before, "replicas", len(b.names))
 	}
 }
 

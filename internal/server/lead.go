@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -33,11 +34,10 @@ func (s *server) lead(ctx context.Context, g *errgroup.Group) error {
 		}
 	}
 	if leases := s.replica.leases; leases != nil {
-		streams := func() int { return int(s.xds.Counters().Streams) }
-		leases.Load = streams
-		b := &balancer{self: s.replica.name, streams: streams, loads: leases.Loads, move: s.xds.Move, log: s.log.With("component", "replica")}
+		leases.Say = s.say
+		b := &balancer{self: s.replica.name, streams: s.streams, move: s.xds.Move, log: s.log.With("component", "replica")}
 		g.Go(func() error {
-			b.run(ctx)
+			s.hear(ctx, b)
 			return nil
 		})
 	}
@@ -58,6 +58,53 @@ func (s *server) lead(ctx context.Context, g *errgroup.Group) error {
 		})
 	})
 	return nil
+}
+
+// What a replica says in its Lease: annotations.
+const (
+	saysProxies = "isthmus.dev/proxies" // how many it serves
+	saysRefused = "isthmus.dev/refused" // what they refuse (refusals.said)
+)
+
+func (s *server) streams() int { return int(s.xds.Counters().Streams) }
+
+func (s *server) say() map[string]string {
+	return map[string]string{saysProxies: strconv.Itoa(s.streams()), saysRefused: s.refusals.said()}
+}
+
+// hear takes in what the replicas say until ctx ends: how many proxies they serve,
+// and what those refuse.
+func (s *server) hear(ctx context.Context, b *balancer) {
+	tick := time.NewTicker(balancePeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		said, err := s.replica.leases.Said(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				s.log.Warn("what the other replicas say is not known: proxies are not balanced", "error", err)
+			}
+			continue
+		}
+		loads, refused := map[string]int{}, []string{}
+		for name, says := range said {
+			if n, err := strconv.Atoi(says[saysProxies]); err == nil {
+				loads[name] = n
+			}
+			if name != s.replica.name && says[saysRefused] != "" {
+				refused = append(refused, says[saysRefused])
+			}
+		}
+		b.balance(loads)
+		if err := s.refusals.heard(refused); err != nil {
+			s.log.Warn("a replica says of refusals what can't be read", "error", err)
+		}
+		s.writeRefusals()
+	}
 }
 
 // untilDone tries again until f succeeds.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,11 +18,40 @@ import (
 )
 
 // refusals remembers which objects have a condition because of what proxies
-// refused, to take it back when the last of them has recovered.
+// refused, to take it back when the last of them has recovered. Proxies of other
+// replicas count too: each replica says in its Lease what its own refuse, and the
+// one that leads writes all of it.
 type refusals struct {
 	mu     sync.Mutex
-	behind map[objectName]map[refusedResource]struct{}
+	behind map[objectName]*refused // by this replica's proxies
+	others []refusal               // by those of the other replicas
+	// reported is what this replica had written when it led.
+	reported map[objectName]refusal
 }
+
+type refused struct {
+	resources map[refusedResource]struct{}
+	last      refusal
+}
+
+// refusal is what an object says of it.
+type refusal struct {
+	Kind       status.Kind `json:"kind"`
+	Namespace  string      `json:"namespace"`
+	Name       string      `json:"name"`
+	Generation int64       `json:"generation"`
+	Message    string      `json:"message"`
+}
+
+func (f refusal) object() objectName {
+	return objectName{f.Kind, model.Key{Namespace: f.Namespace, Name: f.Name}}
+}
+
+// Bounds of what a replica says in its Lease.
+const (
+	saidRefusals = 100
+	saidMessage  = 1 << 10
+)
 
 type objectName struct {
 	kind status.Kind
@@ -41,50 +71,112 @@ func refusedResources(proxy model.WorkloadKey, typeURL string, names []string) [
 	return out
 }
 
-func (r *refusals) add(o objectName, resources []refusedResource) {
+func (r *refusals) add(f refusal, resources []refusedResource) {
 	if r.behind == nil {
-		r.behind = map[objectName]map[refusedResource]struct{}{}
+		r.behind = map[objectName]*refused{}
 	}
-	if r.behind[o] == nil {
-		r.behind[o] = map[refusedResource]struct{}{}
+	o := r.behind[f.object()]
+	if o == nil {
+		o = &refused{resources: map[refusedResource]struct{}{}}
+		r.behind[f.object()] = o
 	}
+	o.last = f
 	for _, resource := range resources {
-		r.behind[o][resource] = struct{}{}
+		o.resources[resource] = struct{}{}
 	}
 }
 
-// remove returns the objects that nothing refused is made of any more.
-func (r *refusals) remove(resources []refusedResource) []objectName {
-	var free []objectName
+func (r *refusals) remove(resources []refusedResource) {
 	for o, refused := range r.behind {
 		for _, resource := range resources {
-			delete(refused, resource)
+			delete(refused.resources, resource)
 		}
-		if len(refused) == 0 {
+		if len(refused.resources) == 0 {
 			delete(r.behind, o)
+		}
+	}
+}
+
+// own are those of this replica's proxies, in order.
+func (r *refusals) own() []refusal {
+	var out []refusal
+	for _, refused := range r.behind {
+		out = append(out, refused.last)
+	}
+	slices.SortFunc(out, func(a, b refusal) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), a.object().key.Compare(b.object().key))
+	})
+	return out
+}
+
+// said is own as it is in the replica's Lease.
+func (r *refusals) said() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := r.own()
+	list = list[:min(len(list), saidRefusals)]
+	for i := range list {
+		list[i].Message = strings.ToValidUTF8(list[i].Message[:min(len(list[i].Message), saidMessage)], "")
+	}
+	b, err := json.Marshal(list)
+	if err != nil {
+		return "" // it can't fail
+	}
+	return string(b)
+}
+
+// heard takes in what other replicas said.
+func (r *refusals) heard(said []string) error {
+	var others []refusal
+	var failed error
+	for _, text := range said {
+		var list []refusal
+		if err := json.Unmarshal([]byte(text), &list); err != nil {
+			failed = err
+		}
+		others = append(others, list...)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.others = others
+	return failed
+}
+
+// changes are what is to be written now, and of which objects the condition is to be
+// taken.
+func (r *refusals) changes() (set []refusal, free []objectName) {
+	now := map[objectName]refusal{}
+	for _, f := range append(slices.Clone(r.others), r.own()...) {
+		now[f.object()] = f
+	}
+	for o := range r.reported {
+		if _, still := now[o]; !still {
 			free = append(free, o)
 		}
 	}
-	slices.SortFunc(free, func(a, b objectName) int { return cmp.Or(cmp.Compare(a.kind, b.kind), a.key.Compare(b.key)) })
-	return free
+	for o, f := range now {
+		if r.reported[o] != f {
+			set = append(set, f)
+		}
+	}
+	r.reported = now
+	return set, free
 }
 
 // reportRefusal writes what a proxy refused onto the objects that it was made of,
 // as far as the names of the resources and Envoy's words tell.
-func (s *server) reportRefusal(p discovery.ProxyStatus, refusal discovery.Refusal) {
-	s.log.Error("a proxy refused configuration", "proxy", p.Workload.String(), "type", refusal.TypeURL,
-		"names", refusal.Names, "detail", refusal.Detail)
+func (s *server) reportRefusal(p discovery.ProxyStatus, refused discovery.Refusal) {
+	s.log.Error("a proxy refused configuration", "proxy", p.Workload.String(), "type", refused.TypeURL,
+		"names", refused.Names, "detail", refused.Detail)
 	var behind []object
-	s.store.Read(func(r *store.Reader) { behind = objectsBehind(r, p, refusal) })
+	s.store.Read(func(r *store.Reader) { behind = objectsBehind(r, p, refused) })
+	message := fmt.Sprintf("the proxy of %s refused %s: %s", p.Workload, strings.Join(refused.Names, ", "), refused.Detail)
 	s.refusals.mu.Lock()
-	defer s.refusals.mu.Unlock()
 	for _, o := range behind {
-		s.refusals.add(objectName{o.kind, o.key}, refusedResources(p.Workload, refusal.TypeURL, refusal.Names))
-		s.status.Report(o.kind, o.key, o.generation, []status.Condition{{
-			Type: status.Programmed, Status: metav1.ConditionFalse, Reason: status.ReasonRefused,
-			Message: fmt.Sprintf("the proxy of %s refused %s: %s", p.Workload, strings.Join(refusal.Names, ", "), refusal.Detail),
-		}})
+		s.refusals.add(refusal{o.kind, o.key.Namespace, o.key.Name, o.generation, message}, refusedResources(p.Workload, refused.TypeURL, refused.Names))
 	}
+	s.refusals.mu.Unlock()
+	s.writeRefusals()
 }
 
 // reportRecovery takes the condition off the objects that no proxy refuses any
@@ -92,8 +184,26 @@ func (s *server) reportRefusal(p discovery.ProxyStatus, refusal discovery.Refusa
 func (s *server) reportRecovery(p discovery.ProxyStatus, typeURL string, names []string) {
 	s.log.Info("a proxy accepts configuration again that it had refused", "proxy", p.Workload.String(), "type", typeURL, "names", names)
 	s.refusals.mu.Lock()
+	s.refusals.remove(refusedResources(p.Workload, typeURL, names))
+	s.refusals.mu.Unlock()
+	s.writeRefusals()
+}
+
+// writeRefusals has what changed of all refusals written, if this replica leads.
+func (s *server) writeRefusals() {
+	if !s.replica.leads() {
+		return
+	}
+	s.refusals.mu.Lock()
 	defer s.refusals.mu.Unlock()
-	for _, o := range s.refusals.remove(refusedResources(p.Workload, typeURL, names)) {
+	set, free := s.refusals.changes()
+	for _, f := range set {
+		o := f.object()
+		s.status.Report(o.kind, o.key, f.Generation, []status.Condition{{
+			Type: status.Programmed, Status: metav1.ConditionFalse, Reason: status.ReasonRefused, Message: f.Message,
+		}})
+	}
+	for _, o := range free {
 		var generation int64
 		exists := false
 		s.store.Read(func(r *store.Reader) { generation, exists = generationOf(r, o) })

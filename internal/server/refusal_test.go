@@ -2,6 +2,8 @@ package server
 
 import (
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"isthmus.dev/internal/model"
@@ -11,13 +13,16 @@ import (
 // An object is refused until the last proxy accepts the last resource made of it.
 func TestRefusalsOfAnObject(t *testing.T) {
 	var r refusals
-	rule := objectName{status.DestinationRule, model.Key{Namespace: "shop", Name: "reviews"}}
-	route := objectName{status.VirtualService, model.Key{Namespace: "shop", Name: "reviews"}}
+	object := func(kind status.Kind) refusal { return refusal{Kind: kind, Namespace: "shop", Name: "reviews"} }
+	rule, route := object(status.DestinationRule), object(status.VirtualService)
 	one, two := model.WorkloadKey{Instance: "one"}, model.WorkloadKey{Instance: "two"}
 	r.add(rule, refusedResources(one, "cluster", []string{"v1", "v2"}))
 	r.add(rule, refusedResources(two, "cluster", []string{"v1"}))
 	r.add(route, refusedResources(one, "route", []string{"80"}))
-	steps := []struct {
+	if set, free := r.changes(); len(set) != 2 || free != nil {
+		t.Errorf("at first %v are set, %v free", set, free)
+	}
+	for i, s := range []struct {
 		proxy   model.WorkloadKey
 		typeURL string
 		names   []string
@@ -26,13 +31,57 @@ func TestRefusalsOfAnObject(t *testing.T) {
 		{one, "cluster", []string{"v1"}, nil},
 		{one, "cluster", []string{"v2", "80"}, nil},
 		{two, "route", []string{"80"}, nil},
-		{two, "cluster", []string{"v1"}, []objectName{rule}},
-		{one, "route", []string{"80"}, []objectName{route}},
+		{two, "cluster", []string{"v1"}, []objectName{rule.object()}},
+		{one, "route", []string{"80"}, []objectName{route.object()}},
 		{one, "route", []string{"80"}, nil},
-	}
-	for i, s := range steps {
-		if free := r.remove(refusedResources(s.proxy, s.typeURL, s.names)); !slices.Equal(free, s.free) {
-			t.Errorf("step %d frees %v, want %v", i, free, s.free)
+	} {
+		r.remove(refusedResources(s.proxy, s.typeURL, s.names))
+		if set, free := r.changes(); set != nil || !slices.Equal(free, s.free) {
+			t.Errorf("step %d sets %v and frees %v, want %v", i, set, free, s.free)
 		}
+	}
+}
+
+// What the proxies of another replica refuse is written here, and stays until
+// neither refuses it.
+func TestRefusalsOfOtherReplicas(t *testing.T) {
+	var leader, other refusals
+	rule := refusal{Kind: status.DestinationRule, Namespace: "shop", Name: "reviews", Generation: 3, Message: strings.Repeat("no", saidMessage)}
+	other.add(rule, refusedResources(model.WorkloadKey{Instance: "a"}, "cluster", []string{"v1"}))
+	hear := func() {
+		t.Helper()
+		if err := leader.heard([]string{other.said()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hear()
+	set, _ := leader.changes()
+	if len(set) != 1 || set[0].object() != rule.object() || set[0].Generation != 3 || len(set[0].Message) != saidMessage {
+		t.Fatalf("heard and set are %v", set)
+	}
+	hear()
+	if set, free := leader.changes(); set != nil || free != nil {
+		t.Errorf("heard again, %v are set and %v free", set, free)
+	}
+	leader.add(rule, refusedResources(model.WorkloadKey{Instance: "b"}, "cluster", []string{"v1"}))
+	leader.changes()
+	other.remove(refusedResources(model.WorkloadKey{Instance: "a"}, "cluster", []string{"v1"}))
+	hear()
+	if _, free := leader.changes(); free != nil {
+		t.Errorf("%v are free while a proxy refuses them", free)
+	}
+	leader.remove(refusedResources(model.WorkloadKey{Instance: "b"}, "cluster", []string{"v1"}))
+	if _, free := leader.changes(); !slices.Equal(free, []objectName{rule.object()}) {
+		t.Errorf("free are %v", free)
+	}
+	for i := range 2 * saidRefusals {
+		other.add(refusal{Kind: status.DestinationRule, Name: strconv.Itoa(i)}, refusedResources(model.WorkloadKey{}, "cluster", []string{"v"}))
+	}
+	hear()
+	if set, _ := leader.changes(); len(set) != saidRefusals {
+		t.Errorf("%d are said at once", len(set))
+	}
+	if err := leader.heard([]string{"{"}); err == nil {
+		t.Error("what can't be read is taken")
 	}
 }

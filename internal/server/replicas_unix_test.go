@@ -20,14 +20,19 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	istiometa "istio.io/api/meta/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -181,6 +186,7 @@ type member struct {
 	mu       sync.Mutex
 	at       string // the replica that it has a stream to; "" none
 	clusters map[string]bool
+	refuses  string // a cluster
 }
 
 func (m *member) where() string {
@@ -230,11 +236,14 @@ func (m *member) stream(ctx context.Context, t *testing.T, at string) {
 		}
 		m.mu.Lock()
 		m.at = at
+		req = &discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.ClusterType, ResponseNonce: answer.Nonce}
 		for _, r := range answer.Resources {
 			m.clusters[r.Name] = true
+			if r.Name == m.refuses {
+				req.ErrorDetail = &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: "no such thing"}
+			}
 		}
 		m.mu.Unlock()
-		req = &discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.ClusterType, ResponseNonce: answer.Nonce}
 	}
 }
 
@@ -281,6 +290,7 @@ func TestReplicas(t *testing.T) {
 	r.connected("all have a stream", "")
 	r.serves("before")
 	r.problem("before")
+	r.refusal("before")
 
 	leader := r.leader()
 	leader.end(t, syscall.SIGKILL)
@@ -403,6 +413,48 @@ func (r *replicated) problem(name string) {
 		}
 		return false
 	})
+}
+
+// refusal has a proxy of a replica that does not lead refuse what a DestinationRule
+// makes, and accept it again.
+func (r *replicated) refusal(service string) {
+	t := r.t
+	t.Helper()
+	var m *member
+	for leader := r.leader(); m == nil || m.where() == leader.Listen; {
+		m = r.members[randv2.IntN(len(r.members))]
+	}
+	refuse := func(cluster string) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.refuses = cluster
+	}
+	refuse("outbound|5432||" + service + ".shop.svc.cluster.local")
+	rules := r.clients.Istio.NetworkingV1().DestinationRules("shop")
+	rule := &networkingv1.DestinationRule{ObjectMeta: metav1.ObjectMeta{Name: service}, Spec: networking.DestinationRule{Host: service,
+		TrafficPolicy: &networking.TrafficPolicy{LoadBalancer: &networking.LoadBalancerSettings{
+			LbPolicy: &networking.LoadBalancerSettings_Simple{Simple: networking.LoadBalancerSettings_RANDOM}}}}}
+	rule, err := rules.Create(t.Context(), rule, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := func() bool {
+		now, err := rules.Get(t.Context(), service, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rule = now
+		return slices.ContainsFunc(now.Status.Conditions, func(c *istiometa.IstioCondition) bool {
+			return c.Type == status.Programmed && c.Status == string(metav1.ConditionFalse) && strings.Contains(c.Message, "no such thing")
+		})
+	}
+	eventually(t, "the refusal at another replica is written", refused)
+	refuse("")
+	rule.Spec.TrafficPolicy.LoadBalancer.LbPolicy = &networking.LoadBalancerSettings_Simple{Simple: networking.LoadBalancerSettings_LEAST_REQUEST}
+	if _, err := rules.Update(t.Context(), rule, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is taken back", func() bool { return !refused() })
 }
 
 // leader is the replica that says that it leads; nil if none does.
