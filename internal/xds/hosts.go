@@ -65,6 +65,9 @@ func (s *session) host(routes *typeState, names []string) {
 
 // fillHosts queues what a subscriber of a route is given of hosts, unless it has it.
 func (s *session) fillHosts(route string) {
+	if !isSplit(s.view, route) {
+		return // gone meanwhile
+	}
 	t := s.hosts()
 	hosts, _ := s.view.(Splitter).VirtualHosts(route)
 	var names []string

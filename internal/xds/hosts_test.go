@@ -77,6 +77,8 @@ func TestVirtualHosts(t *testing.T) {
 			{"reconnect", ""}, {"init vh r/a=1 r/b=0 r/x=1", ""}, {"init rds r=1", "rds; vh r/b=1 -r/x"}}},
 		{name: "reconnect without hosts", up: true, lines: [][2]string{
 			{"reconnect", ""}, {"init cds a=1 b=1 x=1", "cds"}, {"init lds l=1", ""}, {"init rds r=1", ""}, {"ack cds", "lds; rds"}, {"ack lds", ""}, {"ack rds", ""}, {"wait", "vh r/a=1 r/b=1"}, {"ack vh", "cds -x"}}},
+		{name: "reconnect, and the route goes meanwhile", up: true, lines: [][2]string{
+			{"reconnect", ""}, {"init rds r=1", "rds"}, {"ack rds", ""}, {"set -rds/r -vh/r/a -vh/r/b", "rds -r"}, {"init vh r/a=1 r/b=1", ""}, {"ack rds", "vh -r/a -r/b"}}},
 		{name: "a route that a reconnecting proxy did not have", up: true, lines: [][2]string{
 			{"reconnect", ""}, {"init rds q r=1", "rds q=1; vh -q/-none-"}, {"init vh r/a=1 r/b=1", ""}}},
 		{name: "hosts in parts", chunk: 10, lines: [][2]string{
