@@ -130,6 +130,7 @@ type Service struct {
 	Dependencies
 
 	connections *connections
+	turns       chan struct{} // of registrations, one for each that may be under way
 	queue       workqueue.TypedRateLimitingInterface[model.WorkloadKey]
 }
 
@@ -139,8 +140,22 @@ var _ ca.Members = (*Service)(nil)
 func New(c Config, d Dependencies) *Service {
 	c.setDefaults()
 	return &Service{
-		Config: c, Dependencies: d, connections: newConnections(),
+		Config: c, Dependencies: d, connections: newConnections(), turns: make(chan struct{}, registrationsAtOnce),
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[model.WorkloadKey]()),
+	}
+}
+
+// registrationsAtOnce keeps a fleet that starts at once from taking the API server's
+// time from everybody else: more wait, and none is faster by being tried earlier.
+const registrationsAtOnce = 64
+
+// turn waits until a registration may begin. Its end is to be told by done.
+func (s *Service) turn(ctx context.Context) (done func(), err error) {
+	select {
+	case s.turns <- struct{}{}:
+		return func() { <-s.turns }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 

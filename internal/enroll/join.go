@@ -41,6 +41,11 @@ func (s *Service) join(ctx context.Context, in *agentv1.JoinRequest) (*agentv1.J
 	if err != nil {
 		return nil, err
 	}
+	done, err := s.turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	claims, err := attestor.Attest(ctx, in.GetEvidence(), csr.KeyID)
 	if err != nil {
 		return nil, err

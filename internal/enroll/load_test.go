@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -133,7 +135,7 @@ func from(ctx context.Context, i int) context.Context {
 func (l *load) joinAll(t testing.TB, tokens []token.Token) {
 	t.Helper()
 	var g errgroup.Group
-	g.SetLimit(64)
+	g.SetLimit(registrationsAtOnce)
 	var next atomic.Int64
 	for i, secret := range tokens {
 		g.Go(func() error {
@@ -205,6 +207,48 @@ func TestRequestsOfAJoin(t *testing.T) {
 func (l *load) knows(machine string) bool {
 	list, ok := l.Admissions.Tokens(model.Key{Namespace: "shop", Name: machine})
 	return ok && len(list) == 1
+}
+
+// TestRegistrationsTakeTurns: of a fleet that joins at once a bounded number is under
+// way, and one that gives up while it waits is no burden.
+func TestRegistrationsTakeTurns(t *testing.T) {
+	l := newLoad(t)
+	const n = 2 * registrationsAtOnce
+	blocked := make(chan struct{})
+	var atOnce atomic.Int32
+	l.api.Intercept(func(r *http.Request) int {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/jointokens/") {
+			atOnce.Add(1)
+			<-blocked
+		}
+		return 0
+	})
+	var tokens []token.Token
+	for i := range n {
+		tokens = append(tokens, l.invite(t, fmt.Sprintf("vm-%06d", i), false))
+	}
+	var g errgroup.Group
+	for i, secret := range tokens {
+		g.Go(func() error {
+			_, err := l.Join(from(t.Context(), i), &agentv1.JoinRequest{Csr: l.csr, Evidence: byToken(secret.Reveal())})
+			return err
+		})
+	}
+	for atOnce.Load() < registrationsAtOnce {
+		time.Sleep(time.Millisecond)
+	}
+	gone, cancel := context.WithTimeout(from(t.Context(), n), 10*time.Millisecond)
+	defer cancel()
+	if _, err := l.Join(gone, &agentv1.JoinRequest{Csr: l.csr, Evidence: byToken(tokens[0].Reveal())}); err == nil {
+		t.Error("one more joined")
+	}
+	if got := atOnce.Load(); got != registrationsAtOnce {
+		t.Errorf("%d at once, want %d", got, registrationsAtOnce)
+	}
+	close(blocked)
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestANewMachineOfTheName: the invitation of the one before it goes with it, though

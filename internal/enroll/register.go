@@ -30,6 +30,11 @@ func (s *Service) register(ctx context.Context, in *agentv1.RegisterRequest) (*a
 	if err != nil {
 		return nil, err
 	}
+	done, err := s.turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	if p.Instance.Kind == attest.Pod {
 		pod, err := s.pod(ctx, p.Namespace, p.ServiceAccount, p.Instance.Name, p.Instance.UID)
 		if err != nil {
