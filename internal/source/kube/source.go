@@ -237,12 +237,6 @@ func (s *Source) meshConfigKey() model.Key {
 	return model.Key{Namespace: s.cfg.RootNamespace, Name: "istio"}
 }
 
-func (s *Source) noteWatchError(kind status.Kind) cache.WatchErrorHandlerWithContext {
-	return func(_ context.Context, _ *cache.Reflector, err error) {
-		s.cfg.Log.Warn("objects not watched, trying again", "kind", string(kind), "error", err)
-	}
-}
-
 // observers are told of names.
 type observers struct {
 	mu   sync.Mutex
