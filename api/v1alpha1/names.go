@@ -26,9 +26,9 @@ const (
 const (
 	ReasonJoining        = "Joining"        // registered, its proxy is not connected yet
 	ReasonConnected      = "Connected"      // connected, and no probe says otherwise
-	ReasonProbeSucceeded = "ProbeSucceeded" // connected, and its probe passes
+	ReasonProbeSucceeded = "ProbeSucceeded" // connected, its data plane serves, and its probe, if any, passes
 	ReasonProbePending   = "ProbePending"   // connected, and its probe has not said anything yet
-	ReasonProbeFailed    = "ProbeFailed"    // its probe fails
+	ReasonProbeFailed    = "ProbeFailed"    // its probe fails, or its data plane does not serve
 	ReasonLostContact    = "LostContact"    // its proxy was away for longer than the grace
 	ReasonLeaving        = "Leaving"        // it asked to leave: drained, never revived but by Register
 )

@@ -194,12 +194,23 @@ func (m *machine) testServices() {
 	if err != nil || len(resp.Answer) != 1 {
 		t.Errorf("dns: %v %v", resp, err)
 	}
-	eventually(t, "the health report", func() bool { h := m.cp.Health(); return len(h) > 0 && h[0].GetHealthy() && h[0].GetName() == "vm-1" })
+	m.testReadiness()
 	page := get(t, "http://"+m.c.Listen.Metrics+"/stats/prometheus")
 	for _, want := range []string{"envoy_server_live", "isthmus_agent_control_plane_connected 1", "isthmus_agent_process_resident_memory_bytes"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("%s is not among the metrics", want)
 		}
+	}
+}
+
+// testReadiness looks at what the control plane was told: that the machine does not
+// serve before it could know of its proxy, and then that it does.
+func (m *machine) testReadiness() {
+	m.t.Helper()
+	eventually(m.t, "the health report", func() bool { h := m.cp.Health(); return len(h) > 1 && h[len(h)-1].GetHealthy() })
+	h := m.cp.Health()
+	if first := h[0]; first.GetHealthy() || first.Streams != 0 || first.GetName() != "vm-1" {
+		m.t.Errorf("the first report was %v, with %d streams opened", first.HealthReport, first.Streams)
 	}
 }
 
@@ -209,6 +220,8 @@ func TestAgentRestartKeepsEnvoy(t *testing.T) {
 	if out, err := m.join(m.cp.Token); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	m.testReadiness()
+	reports := len(m.cp.Health())
 	first := m.status()
 	if err := syscall.Kill(first.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -221,6 +234,11 @@ func TestAgentRestartKeepsEnvoy(t *testing.T) {
 	eventually(t, "ready", func() bool { return m.status().Ready })
 	if s := m.status(); s.Envoy != first.Envoy {
 		t.Errorf("Envoy %d was replaced by %d", first.Envoy, s.Envoy)
+	}
+	// The machine served all the while.
+	eventually(t, "another health report", func() bool { return len(m.cp.Health()) > reports })
+	if h := m.cp.Health()[reports]; !h.GetHealthy() {
+		t.Errorf("after the agent's restart it reported %v", h.HealthReport)
 	}
 	stop()
 	// With the control plane away only --force leaves.

@@ -97,7 +97,7 @@ func Run(ctx context.Context, c *config.Config, o Options) error {
 	defer stopServing()
 	g, gctx := errgroup.WithContext(serving)
 	for _, f := range []func(context.Context) error{
-		a.renewer.Run, a.reporter.Run, a.cache.Run, a.serveCache, a.serveSDS, a.serveDNS, a.serveHTTP, a.serveStatus,
+		a.renewer.Run, a.reporter.Run, a.connect, a.serveCache, a.serveSDS, a.serveDNS, a.serveHTTP, a.serveStatus,
 	} {
 		g.Go(func() error { return f(gctx) })
 	}

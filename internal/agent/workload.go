@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"time"
@@ -12,6 +14,7 @@ import (
 	agentv1 "isthmus.dev/api/agent/v1"
 	"isthmus.dev/internal/agent/capture"
 	"isthmus.dev/internal/agent/config"
+	"isthmus.dev/internal/agent/envoy"
 	"isthmus.dev/internal/agent/probe"
 	"isthmus.dev/internal/xds"
 )
@@ -65,23 +68,22 @@ func merge(old, said *agentv1.Membership) *agentv1.Membership {
 	return proto.CloneOf(m) // shares nothing with said
 }
 
-// followWorkload keeps the probe and the capture as the workload's configuration
-// and its Envoy want them.
+// followWorkload keeps the capture and what is reported of the workload's health as
+// its configuration and its Envoy want them.
 func (a *agent) followWorkload(ctx context.Context) error {
-	var probed *agentv1.Probe
-	stopProbe := func() {}
-	defer func() { stopProbe() }()
+	health := health{agent: a, stop: func() {}}
+	defer func() { health.stop() }()
 	for {
 		var again <-chan time.Time
 		a.mu.Lock()
 		w := a.workload
 		a.mu.Unlock()
-		if p := w.GetProbe(); a.c.Mode == config.ModeVM && !proto.Equal(p, probed) {
-			stopProbe()
-			probed, stopProbe = p, a.startProbe(ctx, p)
-		}
-		if retry := a.applyCapture(ctx, w); retry > 0 {
+		retry, problem := a.applyCapture(ctx, w)
+		if retry > 0 {
 			again = time.After(retry)
+		}
+		if a.c.Mode == config.ModeVM && w != nil {
+			health.follow(ctx, w.GetProbe(), problem)
 		}
 		select {
 		case <-ctx.Done():
@@ -93,6 +95,57 @@ func (a *agent) followWorkload(ctx context.Context) error {
 			a.mu.Unlock()
 		case <-again:
 		}
+	}
+}
+
+// starting is what a machine says of itself until its data plane serves.
+const starting = "the agent has just started, and its data plane does not serve yet"
+
+// connect keeps the stream to the control plane. Requests come once that knows of
+// the stream, so it is first told of a machine whose data plane does not serve yet.
+func (a *agent) connect(ctx context.Context) error {
+	if a.c.Mode == config.ModeVM && envoy.Running(a.c.Directories.Run) == 0 {
+		a.reporter.Report(false, starting)
+		select {
+		case <-a.reporter.Acknowledged():
+		case <-time.After(3 * time.Second): // it is away, or does not know the machine
+		case <-ctx.Done():
+		}
+	}
+	return a.cache.Run(ctx)
+}
+
+// health is what a virtual machine says of itself: what its probe finds or, without
+// one, that its data plane serves. Neither counts before it does.
+type health struct {
+	agent  *agent
+	served bool
+	said   string         // of the data plane, before it served
+	ready  bool           // said, without a probe
+	probed *agentv1.Probe // that runs
+	stop   func()         // ends it
+}
+
+// follow takes in the probe that there is to be, and why the data plane does not
+// serve, if so.
+func (h *health) follow(ctx context.Context, p *agentv1.Probe, problem error) {
+	h.served = h.served || problem == nil
+	switch {
+	case !h.served:
+		if text := problem.Error(); text != h.said && !errors.Is(problem, errNotReady) {
+			h.said = text
+			h.agent.reporter.Report(false, text)
+		}
+	case p == nil:
+		h.stop()
+		h.stop, h.probed = func() {}, nil
+		if !h.ready {
+			h.ready = true
+			h.agent.reporter.Report(true, "")
+		}
+	case !proto.Equal(p, h.probed):
+		h.stop()
+		h.ready, h.probed, h.stop = false, p, h.agent.startProbe(ctx, p)
 	}
 }
 
@@ -109,32 +162,40 @@ func (a *agent) startProbe(ctx context.Context, p *agentv1.Probe) (stop func()) 
 	return func() { cancel(); <-done }
 }
 
+// errNotReady is that Envoy or its configuration is still to come.
+var errNotReady = errors.New("envoy is not ready")
+
 // applyCapture redirects once Envoy serves: before that the redirects would only
-// cut the host off. It says when to try again; 0: there is nothing left to do.
-func (a *agent) applyCapture(ctx context.Context, w *agentv1.WorkloadConfig) (retry time.Duration) {
+// cut the host off. It says why that is not done, and when to try again; 0: there is
+// nothing left to do.
+func (a *agent) applyCapture(ctx context.Context, w *agentv1.WorkloadConfig) (retry time.Duration, problem error) {
 	// Envoy starts in well under a second, and clients know of the machine by then.
 	const unready, failed = 20 * time.Millisecond, time.Second
-	if a.o.Capture == nil || !a.c.Capture.Enabled {
-		return 0
+	wanted := a.o.Capture != nil && a.c.Capture.Enabled
+	if !wanted && a.c.Mode != config.ModeVM {
+		return 0, nil
 	}
 	a.mu.Lock()
 	proxy := a.proxy
 	a.mu.Unlock()
 	if proxy == 0 || w == nil {
-		return 0 // either wakes us when it comes
+		return 0, errNotReady // either wakes us when it comes
 	}
-	problem := a.admin.Ready(ctx)
-	if problem != nil {
-		retry = unready
-	} else {
+	if problem = a.admin.Ready(ctx); problem != nil {
+		problem, retry = fmt.Errorf("%w: %w", errNotReady, problem), unready
+	}
+	if !wanted {
+		return retry, problem
+	}
+	if problem == nil {
 		call, cancel := context.WithTimeout(ctx, 10*time.Second)
 		_, problem = a.o.Capture.Apply(call, a.captureConfig(w), proxy)
 		cancel()
 		if problem != nil {
-			retry = failed
+			problem, retry = fmt.Errorf("traffic is not captured: %w", problem), failed
 		}
 		if problem != nil && ctx.Err() == nil {
-			a.log.Error("traffic is not captured", "err", problem)
+			a.log.Error("no requests can come yet", "err", problem)
 		}
 	}
 	a.mu.Lock()
@@ -143,7 +204,7 @@ func (a *agent) applyCapture(ctx context.Context, w *agentv1.WorkloadConfig) (re
 	if problem != nil {
 		a.captured = problem.Error()
 	}
-	return retry
+	return retry, problem
 }
 
 func (a *agent) captureConfig(w *agentv1.WorkloadConfig) capture.Config {

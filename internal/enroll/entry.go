@@ -145,19 +145,6 @@ func setCondition(e *networking.WorkloadEntry, kind string, f finding, now time.
 	return true
 }
 
-// dropCondition removes one, and tells whether it was there.
-func dropCondition(e *networking.WorkloadEntry, kind string) bool {
-	kept := e.Status.Conditions[:0:0]
-	for _, c := range e.Status.Conditions {
-		if c.GetType() != kind {
-			kept = append(kept, c)
-		}
-	}
-	dropped := len(kept) != len(e.Status.Conditions)
-	e.Status.Conditions = kept
-	return dropped
-}
-
 // health derives Healthy from what is known: leaving goes before contact, and
 // contact before what the probe found. A machine whose lease runs (its contact was
 // lost a moment ago) counts as connected.
@@ -188,13 +175,10 @@ var (
 	pending = finding{conditionUnknown, v1alpha1.ReasonProbePending, "the probe has not said anything yet"}
 )
 
-// expectProbe makes the entry wait for the group's probe, or forget one that the
-// group has no more.
+// expectProbe makes the entry wait for the group's probe. What the agent said last
+// stands: without a probe it says whether its data plane serves.
 func expectProbe(e *networking.WorkloadEntry, group *networking.WorkloadGroup, now time.Time) bool {
-	if group.Spec.GetProbe() == nil {
-		return dropCondition(e, v1alpha1.ConditionProbed)
-	}
-	if condition(e, v1alpha1.ConditionProbed) != nil {
+	if group.Spec.GetProbe() == nil || condition(e, v1alpha1.ConditionProbed) != nil {
 		return false
 	}
 	return setCondition(e, v1alpha1.ConditionProbed, pending, now)

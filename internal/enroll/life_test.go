@@ -83,6 +83,38 @@ func TestProbePending(t *testing.T) {
 	}
 }
 
+// A machine without a probe says itself when its data plane serves, and starting its
+// agent anew changes nothing of what it said.
+func TestReadiness(t *testing.T) {
+	m := newMesh(t)
+	h := m.joined("db-1")
+	for _, step := range []struct {
+		do   func() error
+		want string
+	}{
+		{func() error {
+			_, err := h.workloads().ReportHealth(t.Context(), &agentv1.HealthReport{Name: "db-1", Message: "starts"})
+			return err
+		}, "False Joining"},
+		{func() error { m.connect("db-1"); return nil }, "False ProbeFailed"},
+		{func() error {
+			_, err := h.workloads().Register(t.Context(), &agentv1.RegisterRequest{Name: "db-1"})
+			return err
+		}, "False ProbeFailed"},
+		{func() error {
+			_, err := h.workloads().ReportHealth(t.Context(), &agentv1.HealthReport{Name: "db-1", Healthy: true})
+			return err
+		}, "True ProbeSucceeded"},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.healthOf("db-1"); got != step.want {
+			t.Errorf("health %q, want %q", got, step.want)
+		}
+	}
+}
+
 // receive collects a Leave's stages.
 func receive(stream grpc.ServerStreamingClient[agentv1.LeaveProgress], err error) ([]agentv1.LeaveProgress_Stage, error) {
 	var out []agentv1.LeaveProgress_Stage

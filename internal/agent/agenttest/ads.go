@@ -19,10 +19,12 @@ type ADS struct {
 	Resources map[string]map[string]*anypb.Any // type URL → name → resource
 	Nacks     atomic.Int32
 	Silent    atomic.Bool // answers nothing
+	Streams   atomic.Int32
 }
 
 // DeltaAggregatedResources implements the service.
 func (a *ADS) DeltaAggregatedResources(s discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	a.Streams.Add(1)
 	sent := map[string]bool{}
 	for {
 		req, err := s.Recv()

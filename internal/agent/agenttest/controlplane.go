@@ -44,7 +44,13 @@ type ControlPlane struct {
 
 	mu     sync.Mutex
 	calls  []string
-	health []*agentv1.HealthReport
+	health []HealthReport
+}
+
+// HealthReport is one, and how many streams of configuration had been opened then.
+type HealthReport struct {
+	*agentv1.HealthReport
+	Streams int32
 }
 
 // Calls of Workloads so far, in order.
@@ -55,10 +61,10 @@ func (c *ControlPlane) Calls() []string {
 }
 
 // Health reports so far.
-func (c *ControlPlane) Health() []*agentv1.HealthReport {
+func (c *ControlPlane) Health() []HealthReport {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return append([]*agentv1.HealthReport(nil), c.health...)
+	return append([]HealthReport(nil), c.health...)
 }
 
 // Roots is what /join/ca.pem serves.
@@ -160,7 +166,7 @@ func (c *ControlPlane) Register(context.Context, *agentv1.RegisterRequest) (*age
 func (c *ControlPlane) ReportHealth(_ context.Context, in *agentv1.HealthReport) (*agentv1.HealthReportResponse, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.health = append(c.health, in)
+	c.health = append(c.health, HealthReport{in, c.ADS.Streams.Load()})
 	return &agentv1.HealthReportResponse{}, nil
 }
 

@@ -22,12 +22,20 @@ type Reporter struct {
 	mu      sync.Mutex
 	newest  *Health
 	pending chan struct{} // capacity 1
+
+	acknowledged chan struct{}
+	acknowledge  func()
 }
 
 // NewReporter sends by a function that returns nil when the report is written.
 func NewReporter(send func(context.Context, Health) error, log *slog.Logger) *Reporter {
-	return &Reporter{send: send, log: log, pending: make(chan struct{}, 1)}
+	r := &Reporter{send: send, log: log, pending: make(chan struct{}, 1), acknowledged: make(chan struct{})}
+	r.acknowledge = sync.OnceFunc(func() { close(r.acknowledged) })
+	return r
 }
+
+// Acknowledged is closed when a first report has been acknowledged.
+func (r *Reporter) Acknowledged() <-chan struct{} { return r.acknowledged }
 
 // Report a Health.
 func (r *Reporter) Report(healthy bool, message string) {
@@ -77,6 +85,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 		err := r.send(sendCtx, *h)
 		cancel()
 		if err == nil {
+			r.acknowledge()
 			retry = 0
 			continue
 		}
