@@ -1,6 +1,6 @@
 // Command scale measures what a mesh costs its control plane: the first
 // configuration of many proxies, one change, a stream of changes, a start. It makes
-// a mesh (meshgen), serves it as a Kubernetes API would (kubestub), starts isthmusd,
+// a mesh (meshgen), serves it as a Kubernetes API would (kubeapi/stub), starts isthmusd,
 // and istiod where it is given one, on it, and plays proxies against them (load).
 // `make bench` runs it; docs/performance.md says how to read what it prints.
 package main

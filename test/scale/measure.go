@@ -12,8 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"isthmus.dev/internal/kubeapi/stub"
 	"isthmus.dev/internal/xds"
-	"isthmus.dev/test/scale/kubestub"
 	"isthmus.dev/test/scale/load"
 	"isthmus.dev/test/scale/meshgen"
 )
@@ -117,10 +117,12 @@ func (b *bench) run(ctx context.Context, sc scenario, istiod bool) (result, erro
 	if b.keep == "" {
 		defer os.RemoveAll(dir)
 	}
-	api := kubestub.New()
-	api.Declare(kubestub.Definitions...)
+	api := stub.NewHandler()
+	api.Declare()
 	mesh := meshgen.Mesh{Services: sc.Services, Endpoints: sc.Endpoints}
-	mesh.Fill(api)
+	for o := range mesh.Objects() {
+		api.Put(o.Resource, o.Content)
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return r, err
@@ -159,7 +161,7 @@ func (b *bench) run(ctx context.Context, sc scenario, istiod bool) (result, erro
 type measurement struct {
 	*result
 	server  *server
-	api     *kubestub.Server
+	api     *stub.Server
 	mesh    meshgen.Mesh
 	load    *load.Load
 	timeout time.Duration
@@ -206,13 +208,13 @@ func (m *measurement) run(ctx context.Context) error {
 		return err
 	}
 	if m.Changes > 0 {
-		if m.Endpoint, err = m.change(func(n int) (string, kubestub.Object) {
+		if m.Endpoint, err = m.change(func(n int) (string, meshgen.Object) {
 			address := fmt.Sprintf("10.250.%d.%d", n>>8, n&255)
 			return address, meshgen.Endpoint(m.changedService(), address)
 		}); err != nil {
 			return err
 		}
-		if m.Route, err = m.change(func(n int) (string, kubestub.Object) {
+		if m.Route, err = m.change(func(n int) (string, meshgen.Object) {
 			mark := fmt.Sprintf("mark-%d", n)
 			return mark, meshgen.Route(m.changedService(), mark)
 		}); err != nil {
@@ -316,7 +318,7 @@ func (m *measurement) first(ctx context.Context) error {
 }
 
 // change makes one kind of change several times.
-func (m *measurement) change(next func(n int) (marker string, o kubestub.Object)) (*changed, error) {
+func (m *measurement) change(next func(n int) (marker string, o meshgen.Object)) (*changed, error) {
 	var last, p50 []time.Duration
 	c := &changed{ProxyKBOf: map[string]float64{}}
 	for range m.Changes {
@@ -327,7 +329,7 @@ func (m *measurement) change(next func(n int) (marker string, o kubestub.Object)
 			return nil, err
 		}
 		traffic := m.load.Traffic()
-		times, err := m.load.Change(marker, func() { m.api.Put(object) })
+		times, err := m.load.Change(marker, func() { m.api.Put(object.Resource, object.Content) })
 		if err != nil {
 			return nil, err
 		}
@@ -357,7 +359,8 @@ func (m *measurement) churn() error {
 	}
 	begin, traffic, self := time.Now(), m.load.Traffic(), selfCPU()
 	r := m.load.Churn(m.Churn, time.Duration(m.ChurnSeconds)*time.Second, m.Services, func(n int) {
-		m.api.Put(m.mesh.EndpointOf(n%m.Services, 0, load.ChurnAddress(n)))
+		o := meshgen.EndpointOf(n%m.Services, 0, load.ChurnAddress(n))
+		m.api.Put(o.Resource, o.Content)
 	})
 	took := time.Since(begin).Seconds()
 	after, err := m.server.usage()

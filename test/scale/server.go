@@ -15,9 +15,18 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"isthmus.dev/test/scale/kubestub"
 )
+
+// kubeconfig of an API at a URL.
+func kubeconfig(url string) []byte {
+	return fmt.Appendf(nil, `apiVersion: v1
+kind: Config
+clusters: [{name: stub, cluster: {server: %q}}]
+users: [{name: stub, user: {}}]
+contexts: [{name: stub, context: {cluster: stub, user: stub}}]
+current-context: stub
+`, url)
+}
 
 // server is a control plane under measurement: a process whose only view of the
 // world is the stub, and that serves plaintext ADS on a loopback address.
@@ -56,7 +65,7 @@ func newIstiod(binary, dir string, ports []int) *server {
 
 // start runs the server until it serves.
 func (s *server) start(ctx context.Context, api, dir string) error {
-	if err := os.WriteFile(filepath.Join(dir, "kubeconfig"), kubestub.Kubeconfig(api), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "kubeconfig"), kubeconfig(api), 0o600); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(dir, "mesh.yaml"), []byte("defaultConfig:\n  discoveryAddress: 127.0.0.1:15012\n"), 0o600); err != nil {

@@ -13,11 +13,15 @@ import (
 
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	kubescheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/yaml"
 )
 
 // request is a request's path and parameters.
 type request struct {
 	apiVersion, namespace, resource, name, sub string
+	metadata                                   bool // it alone is asked for
 	url.Values
 }
 
@@ -36,6 +40,7 @@ func parse(r *http.Request) (t request, ok bool) {
 	}
 	p = append(p, "", "")
 	t.resource, t.name, t.sub, t.Values = p[0], p[1], p[2], r.URL.Query()
+	t.metadata = strings.Contains(r.Header.Get("Accept"), "as=PartialObjectMetadata")
 	return t, true
 }
 
@@ -59,8 +64,20 @@ func (t request) verb(method string) string {
 	return strings.ToLower(method)
 }
 
+// fixed answers, of a server without discovery.
+var fixed = map[string]string{
+	"/version": `{"major":"1","minor":"36","gitVersion":"v1.36.0","platform":"linux/amd64"}`,
+	"/api":     `{"kind":"APIVersions","versions":["v1"]}`,
+	"/apis":    `{"kind":"APIGroupList","apiVersion":"v1","groups":[]}`,
+	"/healthz": "ok", "/readyz": "ok", "/livez": "ok",
+}
+
 // ServeHTTP answers as an API server does.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if text, ok := fixed[r.URL.Path]; ok {
+		answer(w, http.StatusOK, []byte(text))
+		return
+	}
 	t, ok := parse(r)
 	if !ok {
 		fail(w, http.StatusNotFound, "NotFound", r.URL.Path)
@@ -125,30 +142,28 @@ func answer(w http.ResponseWriter, code int, body []byte) {
 
 // one answers a request for one object.
 func (s *Server) one(w http.ResponseWriter, r *http.Request, t request) {
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		fail(w, http.StatusBadRequest, "BadRequest", err.Error())
-		return
+	sent := map[string]any{}
+	if r.Method != http.MethodGet && r.Method != http.MethodDelete {
+		var err error
+		if sent, err = body(r); err != nil {
+			fail(w, http.StatusBadRequest, "BadRequest", err.Error())
+			return
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.in(t.resource)
 	old := c.objects[t.namespace+"/"+t.name]
-	if old == nil && r.Method != http.MethodPost {
+	if applies := r.Header.Get("Content-Type") == string(types.ApplyPatchType); old == nil && r.Method != http.MethodPost && !applies {
 		fail(w, http.StatusNotFound, "NotFound", t.resource+" "+t.name+" not found")
 		return
 	}
 	switch r.Method {
 	case http.MethodGet:
-		answer(w, http.StatusOK, old.raw)
+		answer(w, http.StatusOK, t.of(old.raw))
 		return
 	case http.MethodDelete:
 		answer(w, http.StatusOK, s.remove(c, t.namespace+"/"+t.name).raw)
-		return
-	}
-	sent := map[string]any{}
-	if err := json.Unmarshal(body, &sent); err != nil {
-		fail(w, http.StatusBadRequest, "BadRequest", err.Error())
 		return
 	}
 	if old == nil {
@@ -162,10 +177,52 @@ func (s *Server) one(w http.ResponseWriter, r *http.Request, t request) {
 	answer(w, http.StatusOK, s.put(c, change(decode(old), sent, r.Method == http.MethodPatch, t.sub == "status")).raw)
 }
 
+// body reads an object.
+func body(r *http.Request) (map[string]any, error) {
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	sent := map[string]any{}
+	switch kind := r.Header.Get("Content-Type"); {
+	case strings.Contains(kind, "protobuf"):
+		o, gvk, err := kubescheme.Codecs.UniversalDeserializer().Decode(b, nil, nil)
+		if err != nil {
+			return nil, err
+		}
+		if b, err = json.Marshal(o); err != nil {
+			return nil, err
+		}
+		err = json.Unmarshal(b, &sent)
+		sent["kind"], sent["apiVersion"] = gvk.Kind, gvk.GroupVersion().String()
+		return sent, err
+	case kind == string(types.ApplyPatchType):
+		return sent, yaml.Unmarshal(b, &sent)
+	}
+	return sent, json.Unmarshal(b, &sent)
+}
+
+// of is an object as it is asked for.
+func (t request) of(raw []byte) []byte {
+	if !t.metadata {
+		return raw
+	}
+	var o struct {
+		Metadata json.RawMessage `json:"metadata"`
+	}
+	if err := json.Unmarshal(raw, &o); err != nil {
+		panic(err) // what was marshalled here
+	}
+	return fmt.Appendf(nil, `{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":%s}`, o.Metadata)
+}
+
 func (s *Server) create(w http.ResponseWriter, c *collection, t request, sent map[string]any) {
 	m := metaOf(sent)
 	if t.namespace != "" {
 		m["namespace"] = t.namespace
+	}
+	if t.name != "" { // of a patch
+		m["name"] = t.name
 	}
 	if str(m, "name") == "" {
 		m["name"] = fmt.Sprintf("%s%05d", str(m, "generateName"), s.version)
@@ -177,6 +234,9 @@ func (s *Server) create(w http.ResponseWriter, c *collection, t request, sent ma
 	delete(sent, "status")
 	if str(sent, "apiVersion") == "" {
 		sent["apiVersion"] = t.apiVersion
+	}
+	if str(sent, "kind") == "" {
+		sent["kind"] = c.kind
 	}
 	answer(w, http.StatusCreated, s.put(c, sent).raw)
 }
@@ -284,12 +344,16 @@ func (s *Server) list(w http.ResponseWriter, t request) {
 		list, more = list[:limit], strconv.Itoa(from+limit)
 	}
 	w.Header().Set("Content-Type", "application/json")
-	fmt.Fprintf(w, `{"kind":"%sList","apiVersion":%q,"metadata":{"resourceVersion":"%d","continue":%q},"items":[`, kind, t.apiVersion, version, more)
+	apiVersion := t.apiVersion
+	if t.metadata {
+		kind, apiVersion = "PartialObjectMetadata", "meta.k8s.io/v1"
+	}
+	fmt.Fprintf(w, `{"kind":"%sList","apiVersion":%q,"metadata":{"resourceVersion":"%d","continue":%q},"items":[`, kind, apiVersion, version, more)
 	for i, o := range list {
 		if i > 0 {
 			fmt.Fprint(w, ",")
 		}
-		_, _ = w.Write(o.raw)
+		_, _ = w.Write(t.of(o.raw))
 	}
 	fmt.Fprint(w, "]}")
 }

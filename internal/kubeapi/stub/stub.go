@@ -1,13 +1,15 @@
 // Package stub is a small in-memory stand-in for a Kubernetes API server, for
 // tests and benchmarks: list (whole, in pages, or as a watch), watch with
-// bookmarks, get, create, update, merge patch and delete of any resource, in JSON
-// over plain HTTP on loopback. Resource versions, conflicts, generations and the
+// bookmarks, get, create, update, patch (a merge) and delete of any resource, in
+// JSON over plain HTTP on loopback; it reads JSON, YAML and protobuf, and gives
+// metadata alone where that is asked for. Resource versions, conflicts, generations and the
 // status subresource behave as in Kubernetes; there is no validation, admission or
 // authentication. It can do what a test waits for in vain with a real one: drop
 // all watches, forget its history, answer with errors, and hold 200,000 objects at
 // next to no cost.
 //
-// Tests of internal/source/kube, internal/status and internal/enroll call New.
+// Tests of internal/source/kube, internal/status and internal/enroll call New, and
+// test/scale NewHandler, whose control planes start on it as on a cluster.
 package stub
 
 import (
@@ -15,13 +17,15 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	istioscheme "istio.io/client-go/pkg/clientset/versioned/scheme"
+	"k8s.io/apimachinery/pkg/runtime"
+	kubescheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 )
@@ -62,10 +66,15 @@ type event struct {
 	version uint64
 }
 
+// NewHandler makes a Server for a program that serves it itself.
+func NewHandler() *Server {
+	return &Server{now: time.Now, version: 1, collections: map[string]*collection{}, requests: map[string]int{}, watches: map[*watcher]struct{}{}}
+}
+
 // New serves until the test ends.
 func New(t testing.TB) *Server {
-	s := &Server{t: t, now: time.Now, version: 1, collections: map[string]*collection{}, requests: map[string]int{}, watches: map[*watcher]struct{}{}}
-	s.http = httptest.NewServer(s)
+	s := NewHandler()
+	s.t, s.http = t, httptest.NewServer(s)
 	t.Cleanup(func() {
 		s.DropWatches()
 		s.http.CloseClientConnections()
@@ -123,6 +132,25 @@ func (s *Server) Compact() {
 	}
 }
 
+// Declare makes definitions (serviceentries.networking.istio.io) exist, as installed
+// and served; without names, those of all kinds of Istio's and ours.
+func (s *Server) Declare(names ...string) {
+	if len(names) == 0 {
+		names = []string{"jointokens.isthmus.dev"}
+		for k := range istioscheme.Scheme.AllKnownTypes() {
+			if strings.HasSuffix(k.Group, ".istio.io") {
+				names = append(names, resourceOf(k.Kind)+"."+k.Group)
+			}
+		}
+	}
+	for _, name := range names {
+		s.Put("customresourcedefinitions", map[string]any{
+			"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": map[string]any{"name": name}, "spec": map[string]any{},
+			"status": map[string]any{"conditions": []any{map[string]any{"type": "Established", "status": "True"}}},
+		})
+	}
+}
+
 // Apply creates or replaces the objects of a YAML stream.
 func (s *Server) Apply(text string) {
 	s.t.Helper()
@@ -175,7 +203,9 @@ func (s *Server) parse(text string) []map[string]any {
 func resourceOf(kind string) string {
 	k := strings.ToLower(kind)
 	switch {
-	case strings.HasSuffix(k, "y"):
+	case k == "endpoints":
+		return k
+	case strings.HasSuffix(k, "y") && !strings.HasSuffix(k, "ay"):
 		return strings.TrimSuffix(k, "y") + "ies"
 	case strings.HasSuffix(k, "s"):
 		return k + "es"
@@ -183,19 +213,22 @@ func resourceOf(kind string) string {
 	return k + "s"
 }
 
-// kinds that a client may list before there is any object.
-var kinds = []string{"Namespace", "Node", "Service", "EndpointSlice", "Pod", "ConfigMap", "Secret", "Lease", "JoinToken",
-	"ServiceEntry", "WorkloadEntry", "WorkloadGroup", "VirtualService", "DestinationRule", "PeerAuthentication", "AuthorizationPolicy",
-	"Gateway", "Sidecar", "EnvoyFilter", "ProxyConfig", "RequestAuthentication", "Telemetry", "WasmPlugin", "TrafficExtension"}
+// kinds by resource: clients list what has no object yet, too.
+var kinds = func() map[string]string {
+	m := map[string]string{"jointokens": "JoinToken", "customresourcedefinitions": "CustomResourceDefinition"}
+	for _, s := range []*runtime.Scheme{kubescheme.Scheme, istioscheme.Scheme} {
+		for k := range s.AllKnownTypes() {
+			m[resourceOf(k.Kind)] = k.Kind
+		}
+	}
+	return m
+}()
 
 // in gives a collection (mu held).
 func (s *Server) in(resource string) *collection {
 	c := s.collections[resource]
 	if c == nil {
-		c = &collection{objects: map[string]*object{}}
-		if i := slices.IndexFunc(kinds, func(k string) bool { return resourceOf(k) == resource }); i >= 0 {
-			c.kind = kinds[i]
-		}
+		c = &collection{kind: kinds[resource], objects: map[string]*object{}}
 		s.collections[resource] = c
 	}
 	return c
@@ -228,10 +261,7 @@ func (s *Server) put(c *collection, o map[string]any) *object {
 		}
 	}
 	c.kind = str(o, "kind")
-	raw, err := json.Marshal(o)
-	if err != nil {
-		s.t.Error(err)
-	}
+	raw := encode(o)
 	fresh := &object{str(m, "namespace"), str(m, "name"), s.version, raw}
 	c.objects[key] = fresh
 	s.tell(c, event{typ, fresh, raw, s.version})
@@ -247,11 +277,7 @@ func (s *Server) remove(c *collection, key string) *object {
 	s.version++
 	gone := decode(o)
 	metaOf(gone)["resourceVersion"] = strconv.FormatUint(s.version, 10)
-	raw, err := json.Marshal(gone)
-	if err != nil {
-		s.t.Error(err)
-	}
-	s.tell(c, event{"DELETED", o, raw, s.version})
+	s.tell(c, event{"DELETED", o, encode(gone), s.version})
 	return o
 }
 
@@ -262,6 +288,14 @@ func (s *Server) tell(c *collection, e event) {
 			w.add(e)
 		}
 	}
+}
+
+func encode(o map[string]any) []byte {
+	raw, err := json.Marshal(o)
+	if err != nil {
+		panic(err) // what was unmarshalled, or a test made
+	}
+	return raw
 }
 
 func decode(o *object) map[string]any {

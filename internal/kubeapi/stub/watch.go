@@ -63,7 +63,10 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, t request) {
 			}
 		}
 	}
-	kind := c.kind
+	kind, apiVersion := c.kind, t.apiVersion
+	if t.metadata {
+		kind, apiVersion = "PartialObjectMetadata", "meta.k8s.io/v1"
+	}
 	s.watches[wt] = struct{}{}
 	s.mu.Unlock()
 	defer func() {
@@ -76,11 +79,11 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, t request) {
 	w.WriteHeader(http.StatusOK)
 	out := &eventWriter{http.NewResponseController(w), bufio.NewWriterSize(w, 64<<10)}
 	for _, o := range first {
-		out.send("ADDED", o.raw)
+		out.send("ADDED", t.of(o.raw))
 	}
 	if initial {
 		out.send("BOOKMARK", fmt.Appendf(nil, `{"kind":%q,"apiVersion":%q,"metadata":{"resourceVersion":"%d","annotations":{"k8s.io/initial-events-end":"true"}}}`,
-			kind, t.apiVersion, version))
+			kind, apiVersion, version))
 	}
 	for out.flush() == nil {
 		select {
@@ -92,7 +95,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, t request) {
 		}
 		for _, e := range wt.take() {
 			if t.matches(e.object) {
-				out.send(e.typ, e.raw)
+				out.send(e.typ, t.of(e.raw))
 			}
 		}
 	}

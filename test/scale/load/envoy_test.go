@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,11 +22,13 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/clientcmd/api"
 
 	"isthmus.dev/internal/envoytest"
+	"isthmus.dev/internal/kubeapi/stub"
 	"isthmus.dev/internal/server"
 	"isthmus.dev/internal/xds"
-	"isthmus.dev/test/scale/kubestub"
 	"isthmus.dev/test/scale/meshgen"
 )
 
@@ -36,22 +37,22 @@ func TestMain(m *testing.M) { os.Exit(envoytest.RunIsolated(m)) }
 // controlPlane is an isthmusd on a stub that holds a mesh, and a relay before it
 // that notes what proxies ask.
 type controlPlane struct {
-	api   *kubestub.Server
+	api   *stub.Server
 	relay *relay
 }
 
 func startControlPlane(t *testing.T, mesh meshgen.Mesh) *controlPlane {
 	t.Helper()
-	c := &controlPlane{api: kubestub.New()}
-	c.api.Declare(kubestub.Definitions...)
-	mesh.Fill(c.api)
-	hs := httptest.NewServer(c.api)
-	t.Cleanup(func() {
-		hs.CloseClientConnections()
-		hs.Close()
-	})
+	c := &controlPlane{api: stub.New(t)}
+	c.api.Declare()
+	for o := range mesh.Objects() {
+		c.put(o)
+	}
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	if err := os.WriteFile(kubeconfig, kubestub.Kubeconfig(hs.URL), 0o600); err != nil {
+	clusters := api.NewConfig()
+	clusters.Clusters["stub"] = &api.Cluster{Server: c.api.Config().Host}
+	clusters.Contexts["stub"], clusters.CurrentContext = &api.Context{Cluster: "stub"}, "stub"
+	if err := clientcmd.WriteToFile(*clusters, kubeconfig); err != nil {
 		t.Fatal(err)
 	}
 	config := server.Defaults()
@@ -77,6 +78,8 @@ func startControlPlane(t *testing.T, mesh meshgen.Mesh) *controlPlane {
 	c.relay = startRelay(t, config.XDSPlaintext)
 	return c
 }
+
+func (c *controlPlane) put(o meshgen.Object) { c.api.Put(o.Resource, o.Content) }
 
 // relay passes ADS streams on, and notes the requests.
 type relay struct {
@@ -288,11 +291,11 @@ func TestLikeEnvoy(t *testing.T) {
 				}
 			}
 			agree("the first configuration")
-			change := func(what, marker string, objects ...kubestub.Object) {
+			change := func(what, marker string, objects ...meshgen.Object) {
 				t.Helper()
 				if _, err := l.Change(marker, func() {
 					for _, o := range objects {
-						c.api.Put(o)
+						c.put(o)
 					}
 				}); err != nil {
 					t.Fatal(err)
@@ -331,7 +334,7 @@ func TestChurn(t *testing.T) {
 	for _, forgotten := range []int{-1, changes - 3} {
 		r := l.Churn(changes, time.Second, mesh.Services, func(n int) {
 			if n != forgotten {
-				c.api.Put(mesh.EndpointOf(n%mesh.Services, 0, ChurnAddress(n)))
+				c.put(meshgen.EndpointOf(n%mesh.Services, 0, ChurnAddress(n)))
 			}
 		})
 		lost := 0

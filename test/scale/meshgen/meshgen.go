@@ -1,13 +1,12 @@
 // Package meshgen makes synthetic meshes for benchmarks: services of a host, a
 // virtual address and one HTTP port, their endpoints as WorkloadEntries, a
 // VirtualService on every tenth of them, and the proxies that are these
-// endpoints. The objects go into a kubestub.Server; test/scale calls it.
+// endpoints. test/scale puts the objects into a stub of the Kubernetes API.
 package meshgen
 
 import (
 	"fmt"
-
-	"isthmus.dev/test/scale/kubestub"
+	"iter"
 )
 
 // Mesh says how large one is.
@@ -18,8 +17,6 @@ type Mesh struct {
 const (
 	namespaces  = 10
 	routesEvery = 10
-
-	networking = "networking.istio.io"
 )
 
 // Proxy is one workload that connects.
@@ -42,53 +39,81 @@ func (m Mesh) address(service, endpoint int) string {
 	return fmt.Sprintf("10.%d.%d.%d", 16+n>>16, n>>8&255, n&255)
 }
 
-// Fill puts the whole mesh into a server.
-func (m Mesh) Fill(s *kubestub.Server) {
-	for n := range namespaces {
-		s.Put(kubestub.Object{Version: "v1", Kind: "Namespace", Name: namespace(n),
-			Labels: map[string]string{"kubernetes.io/metadata.name": namespace(n)}, Content: `"status":{"phase":"Active"}`})
-	}
-	for i := range m.Services {
-		s.Put(m.Service(i))
-		for k := range m.Endpoints {
-			s.Put(workloadEntry(i, fmt.Sprintf("%s-%d", name(i), k), m.address(i, k)))
+// Object is one of the API's, and the resource that it is of.
+type Object struct {
+	Resource string
+	Content  map[string]any
+}
+
+// Objects yields the whole mesh.
+func (m Mesh) Objects() iter.Seq[Object] {
+	return func(yield func(Object) bool) {
+		for n := range namespaces {
+			if !yield(Object{"namespaces", map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{
+				"name": namespace(n), "labels": map[string]any{"kubernetes.io/metadata.name": namespace(n)}}}}) {
+				return
+			}
 		}
-		if i%routesEvery == 0 {
-			s.Put(Route(i, "initial"))
+		for i := range m.Services {
+			if !yield(m.Service(i)) || i%routesEvery == 0 && !yield(Route(i, "initial")) {
+				return
+			}
+			for k := range m.Endpoints {
+				if !yield(workloadEntry(i, fmt.Sprintf("%s-%d", name(i), k), m.address(i, k))) {
+					return
+				}
+			}
 		}
 	}
+}
+
+// object of Istio's in a service's namespace.
+func object(resource, kind string, service int, name string, labels, spec map[string]any) Object {
+	metadata := map[string]any{"namespace": namespace(service), "name": name}
+	if labels != nil {
+		metadata["labels"] = labels
+	}
+	return Object{resource, map[string]any{"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": metadata, "spec": spec}}
 }
 
 // Service is a service's ServiceEntry.
-func (m Mesh) Service(i int) kubestub.Object {
-	return kubestub.Object{Group: networking, Version: "v1", Kind: "ServiceEntry", Namespace: namespace(i), Name: name(i),
-		Content: fmt.Sprintf(`"spec":{"hosts":[%q],"addresses":["10.96.%d.%d"],"location":"MESH_INTERNAL","resolution":"STATIC",`+
-			`"ports":[{"number":%d,"name":"http","protocol":"HTTP"}],"workloadSelector":{"labels":{"app":%q}}}`,
-			Host(i), i>>8&255, i&255, Port, name(i))}
+func (m Mesh) Service(i int) Object {
+	return object("serviceentries", "ServiceEntry", i, name(i), nil, map[string]any{
+		"hosts": []any{Host(i)}, "addresses": []any{fmt.Sprintf("10.96.%d.%d", i>>8&255, i&255)},
+		"location": "MESH_INTERNAL", "resolution": "STATIC",
+		"ports":            []any{map[string]any{"number": Port, "name": "http", "protocol": "HTTP"}},
+		"workloadSelector": map[string]any{"labels": map[string]any{"app": name(i)}},
+	})
 }
 
-func workloadEntry(i int, entry, address string) kubestub.Object {
-	return kubestub.Object{Group: networking, Version: "v1", Kind: "WorkloadEntry", Namespace: namespace(i), Name: entry,
-		Labels: map[string]string{"app": name(i)},
-		Content: fmt.Sprintf(`"spec":{"address":%q,"labels":{"app":%q,"version":"v1","security.istio.io/tlsMode":"istio"},"serviceAccount":%q}`,
-			address, name(i), name(i))}
+func workloadEntry(i int, entry, address string) Object {
+	return object("workloadentries", "WorkloadEntry", i, entry, map[string]any{"app": name(i)}, map[string]any{
+		"address": address, "serviceAccount": name(i),
+		"labels": map[string]any{"app": name(i), "version": "v1", "security.istio.io/tlsMode": "istio"},
+	})
 }
 
 // Endpoint is one more of a service, to be added or moved to another address.
-func Endpoint(service int, address string) kubestub.Object {
+func Endpoint(service int, address string) Object {
 	return workloadEntry(service, name(service)+"-extra", address)
 }
 
 // EndpointOf is one of the mesh's own endpoints at another address.
-func (m Mesh) EndpointOf(service, endpoint int, address string) kubestub.Object {
+func EndpointOf(service, endpoint int, address string) Object {
 	return workloadEntry(service, fmt.Sprintf("%s-%d", name(service), endpoint), address)
 }
 
 // Route is a service's VirtualService, which puts a mark into a request header.
-func Route(service int, mark string) kubestub.Object {
-	return kubestub.Object{Group: networking, Version: "v1", Kind: "VirtualService", Namespace: namespace(service), Name: name(service),
-		Content: fmt.Sprintf(`"spec":{"hosts":[%q],"http":[{"match":[{"uri":{"prefix":"/"}}],"timeout":"5s","retries":{"attempts":2,"perTryTimeout":"2s"},`+
-			`"headers":{"request":{"set":{"x-mesh-mark":%q}}},"route":[{"destination":{"host":%q}}]}]}`, Host(service), mark, Host(service))}
+func Route(service int, mark string) Object {
+	return object("virtualservices", "VirtualService", service, name(service), nil, map[string]any{
+		"hosts": []any{Host(service)},
+		"http": []any{map[string]any{
+			"match": []any{map[string]any{"uri": map[string]any{"prefix": "/"}}}, "timeout": "5s",
+			"retries": map[string]any{"attempts": 2, "perTryTimeout": "2s"},
+			"headers": map[string]any{"request": map[string]any{"set": map[string]any{"x-mesh-mark": mark}}},
+			"route":   []any{map[string]any{"destination": map[string]any{"host": Host(service)}}},
+		}},
+	})
 }
 
 // Proxies are the first n endpoints: one of each service, then a second one of each.

@@ -1,9 +1,7 @@
-package kubestub_test
+package stub_test
 
 import (
 	"context"
-	"fmt"
-	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -14,27 +12,17 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
-	"k8s.io/client-go/rest"
 
-	"isthmus.dev/test/scale/kubestub"
+	"isthmus.dev/internal/kubeapi/stub"
 )
 
-func serve(t *testing.T) (*kubestub.Server, *rest.Config) {
-	t.Helper()
-	s := kubestub.New()
-	hs := httptest.NewServer(s)
-	t.Cleanup(func() {
-		hs.CloseClientConnections()
-		hs.Close()
-	})
-	return s, &rest.Config{Host: hs.URL, QPS: -1}
-}
-
-func entry(name, address string) kubestub.Object {
-	return kubestub.Object{Group: "networking.istio.io", Version: "v1", Kind: "WorkloadEntry", Namespace: "shop", Name: name,
-		Labels: map[string]string{"app": name}, Content: fmt.Sprintf(`"spec":{"address":%q}`, address)}
+func entry(name, address string) map[string]any {
+	return map[string]any{"apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry",
+		"metadata": map[string]any{"namespace": "shop", "name": name, "labels": map[string]any{"app": name}},
+		"spec":     map[string]any{"address": address}}
 }
 
 func eventually(t *testing.T, what string, f func() bool) {
@@ -48,9 +36,9 @@ func eventually(t *testing.T, what string, f func() bool) {
 
 // An informer, which lists and watches as control planes do, holds what is put in.
 func TestInformer(t *testing.T) {
-	s, config := serve(t)
-	s.Put(entry("a", "10.0.0.1"))
-	clients, err := istio.NewForConfig(config)
+	s := stub.New(t)
+	s.Put("workloadentries", entry("a", "10.0.0.1"))
+	clients, err := istio.NewForConfig(s.Config())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,8 +63,8 @@ func TestInformer(t *testing.T) {
 	if got := address("a"); got != "10.0.0.1" {
 		t.Errorf("the address is %q", got)
 	}
-	s.Put(entry("b", "10.0.0.2"))
-	s.Put(entry("a", "10.0.0.3"))
+	s.Put("workloadentries", entry("b", "10.0.0.2"))
+	s.Put("workloadentries", entry("a", "10.0.0.3"))
 	eventually(t, "a new and a changed object", func() bool { return address("b") == "10.0.0.2" && address("a") == "10.0.0.3" })
 	e, err := lister.WorkloadEntries("shop").Get("a")
 	if err != nil {
@@ -85,8 +73,8 @@ func TestInformer(t *testing.T) {
 	if e.Generation != 2 || e.UID == "" || e.Labels["app"] != "a" {
 		t.Errorf("metadata %+v", e.ObjectMeta)
 	}
-	if !s.Delete("networking.istio.io", "WorkloadEntry", "shop", "a") {
-		t.Error("there was nothing to delete")
+	if err := clients.NetworkingV1().WorkloadEntries("shop").Delete(ctx, "a", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
 	}
 	eventually(t, "the removal", func() bool { return address("a") == "" })
 }
@@ -94,7 +82,7 @@ func TestInformer(t *testing.T) {
 // What clients write is there for all: JSON and protobuf, patches, conflicts.
 func TestWrites(t *testing.T) {
 	ctx := t.Context()
-	_, config := serve(t)
+	config := stub.New(t).Config()
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	clients, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -126,6 +114,10 @@ func TestWrites(t *testing.T) {
 	if len(got.Data) != 1 || got.Data["b"] != "3" || got.UID != made.UID {
 		t.Errorf("after the patch: %v, uid %s, was %s", got.Data, got.UID, made.UID)
 	}
+	applied := applycorev1.ConfigMap("n", "shop").WithData(map[string]string{"c": "4"})
+	if got, err = maps.Apply(ctx, applied, metav1.ApplyOptions{FieldManager: "test", Force: true}); err != nil || got.Data["c"] != "4" {
+		t.Errorf("applied where there was none: %v, %v", got, err)
+	}
 	if err := maps.Delete(ctx, "m", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -136,11 +128,11 @@ func TestWrites(t *testing.T) {
 
 func TestSelectors(t *testing.T) {
 	ctx := t.Context()
-	s, config := serve(t)
+	s := stub.New(t)
 	for _, name := range []string{"a", "b", "c"} {
-		s.Put(entry(name, "10.0.0.1"))
+		s.Put("workloadentries", entry(name, "10.0.0.1"))
 	}
-	clients, err := istio.NewForConfig(config)
+	clients, err := istio.NewForConfig(s.Config())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,6 +147,7 @@ func TestSelectors(t *testing.T) {
 		{"shop", metav1.ListOptions{LabelSelector: "app in (a,b),app"}, 2},
 		{"shop", metav1.ListOptions{FieldSelector: "metadata.name=c"}, 1},
 		{"shop", metav1.ListOptions{FieldSelector: "status.phase!=Failed"}, 3},
+		{"shop", metav1.ListOptions{Limit: 2}, 2},
 	} {
 		var list *networkingv1.WorkloadEntryList
 		if list, err = clients.NetworkingV1().WorkloadEntries(c.namespace).List(ctx, c.options); err != nil {
@@ -164,7 +157,7 @@ func TestSelectors(t *testing.T) {
 			t.Errorf("%q %+v: %d objects, want %d", c.namespace, c.options, len(list.Items), c.want)
 		}
 	}
-	partial, err := metadata.NewForConfig(config)
+	partial, err := metadata.NewForConfig(s.Config())
 	if err != nil {
 		t.Fatal(err)
 	}
