@@ -2,7 +2,9 @@ package discovery
 
 import (
 	"slices"
+	"strings"
 
+	"isthmus.dev/internal/ir"
 	"isthmus.dev/internal/store"
 	"isthmus.dev/internal/xds"
 )
@@ -12,7 +14,7 @@ import (
 type Explanation struct {
 	Resource *xds.Resource
 	Proxies  []workloadKey // that are given it, in order
-	Cause    *store.Cause  // the rule that rendered it
+	Cause    *store.Cause  // the rule that rendered it, or resolved a virtual host
 }
 
 // Explain finds the resources of a type and name that connected
@@ -32,12 +34,28 @@ func (m *Mesh) Explain(typeURL, name string, proxy workloadKey, depth int) (revi
 				if len(given) == 0 || proxy != (workloadKey{}) && !slices.Contains(given, proxy) {
 					continue
 				}
-				found = append(found, Explanation{Resource: r, Proxies: given, Cause: tx.Explain(root, depth)})
+				found = append(found, Explanation{Resource: r, Proxies: given, Cause: tx.Explain(m.narrowed(tx, root, r), depth)})
 			}
 		}
 	})
 	slices.SortFunc(found, func(a, b Explanation) int { return a.Proxies[0].Compare(b.Proxies[0]) })
 	return revision, found
+}
+
+// narrowed is what a virtual host was computed from: the output has it together with
+// those that follow it in its route table.
+func (m *Mesh) narrowed(tx *store.Tx, root store.Root, r *xds.Resource) store.Root {
+	if r.Body.TypeUrl != xds.VirtualHostType {
+		return root
+	}
+	host, ok := tx.Find(root, func(result any) bool {
+		h, ok := result.(*ir.VirtualHost)
+		return ok && h != nil && strings.HasSuffix(r.Name, "/"+h.Name)
+	})
+	if !ok {
+		return root
+	}
+	return host
 }
 
 // given lists the proxies that are given a resource of the output. One of several

@@ -108,3 +108,22 @@ func checkReached(t *testing.T, mesh *meshtest.Mesh, client *model.Workload) {
 		t.Errorf("a workload reaches %v of %v", names(self), self.Proxies)
 	}
 }
+
+// TestVirtualHostsAreExplained: one is explained by itself, though others are
+// rendered together with it.
+func TestVirtualHostsAreExplained(t *testing.T) {
+	mesh := meshtest.New(t)
+	client := meshtest.VM("shop", "client", 1, nil)
+	mesh.Apply(meshtest.MeshConfig(), client, meshtest.Service("shop", "reviews", 1), meshtest.Service("shop", "ratings", 2),
+		meshtest.VirtualService(t, "shop", "reviews", `{hosts: [reviews], http: [{route: [{destination: {host: reviews}}]}]}`),
+		meshtest.VirtualService(t, "shop", "ratings", `{hosts: [ratings], http: [{route: [{destination: {host: ratings}}]}]}`))
+	mesh.Connect(client, xds.SplitRoutesFeature).Settled()
+	_, found := mesh.Discovery.Explain(xds.VirtualHostType, "80/reviews.shop.svc.cluster.local:80", client.Key, 0)
+	if len(found) != 1 {
+		t.Fatalf("explained are %d", len(found))
+	}
+	read := rows(found[0].Cause)
+	if !read["virtualservices shop/reviews"] || read["virtualservices shop/ratings"] || found[0].Cause.Rule != "virtual host" {
+		t.Errorf("computed by %s %s of %v", found[0].Cause.Rule, found[0].Cause.Key, read)
+	}
+}

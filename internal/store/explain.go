@@ -36,8 +36,8 @@ type Cause struct {
 	Omitted int
 }
 
-// Explain says what a retained result was computed from, as the reads were
-// recorded: results to a depth (0: all), and the rows that those read. A result
+// Explain says what a retained result, or one that Find found, was computed from, as
+// the reads were recorded: results to a depth (0: all), and the rows that those read. A result
 // that was read at several places is explained at the least deep one.
 func (tx *Tx) Explain(root Root, depth int) *Cause {
 	type place struct {
@@ -75,6 +75,26 @@ func (tx *Tx) Explain(root Root, depth int) *Cause {
 		}
 	}
 	return top.cause
+}
+
+// Find looks among the results that a retained one was computed from, the nearest
+// first, for one that matches.
+func (tx *Tx) Find(root Root, matches func(result any) bool) (Root, bool) {
+	g := tx.s.graph
+	seen := map[vertexID]bool{vertexID(root): true}
+	for queue := []vertexID{vertexID(root)}; len(queue) > 0; queue = queue[1:] {
+		for _, e := range g.at(queue[0]).reads {
+			if seen[e.to] {
+				continue
+			}
+			seen[e.to] = true
+			if r, ok := g.at(e.to).owner.(resulting); ok && matches(r.result()) {
+				return Root(e.to), true
+			}
+			queue = append(queue, e.to)
+		}
+	}
+	return 0, false
 }
 
 // Reach gives the retained results that are reached by a change of a row: those

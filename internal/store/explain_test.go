@@ -43,6 +43,15 @@ func TestExplain(t *testing.T) {
 	if diff := cmp.Diff(want, explained(0)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+	s.Update(func(tx *Tx) {
+		found, ok := tx.Find(root, func(result any) bool { return result == 12 })
+		if c := tx.Explain(found, 0); !ok || c.Rule != "left" {
+			t.Errorf("found is %+v, %t", c, ok)
+		}
+		if _, ok := tx.Find(root, func(result any) bool { return result == "nothing" }); ok {
+			t.Error("what is not there is found")
+		}
+	})
 	want.Causes[1].Causes, want.Causes[1].Omitted = want.Causes[1].Causes[1:], 1
 	want.Causes[2].Causes, want.Causes[2].Omitted = nil, 2
 	if diff := cmp.Diff(want, explained(1)); diff != "" {
