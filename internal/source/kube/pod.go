@@ -16,7 +16,8 @@ import (
 // podFacts is what the cache holds in place of a Pod, by far the most numerous
 // kind: its row, but for what depends on other objects.
 type podFacts struct {
-	row     *model.Workload
+	row     *model.Workload // of Run's goroutine
+	node    string
 	ended   bool
 	located bool // by its own labels, not by its node
 }
@@ -39,7 +40,7 @@ func (s *Source) factsOf(pod *corev1.Pod) *podFacts {
 	}
 	p := s.podPorts(pod)
 	row.Ports, row.ServicePorts = p.named, p.served
-	f := &podFacts{row: row, ended: pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed}
+	f := &podFacts{row: row, node: row.Node, ended: pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed}
 	row.Locality, f.located = localityOf(row.Labels)
 	return f
 }
@@ -47,10 +48,10 @@ func (s *Source) factsOf(pod *corev1.Pod) *podFacts {
 // podNode is what the row of a pod depends on.
 func podNode(obj any) (model.Key, bool) {
 	pod, ok := obj.(*podFacts)
-	if !ok || pod.row.Node == "" {
+	if !ok || pod.node == "" {
 		return model.Key{}, false
 	}
-	return model.Key{Name: pod.row.Node}, true
+	return model.Key{Name: pod.node}, true
 }
 
 // podRow is the row of a Pod, or nil: of one that ended, or has no address yet.

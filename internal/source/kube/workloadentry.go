@@ -23,10 +23,10 @@ import (
 // one for every virtual machine: its row, and what the row was made of beyond what
 // is in it.
 type entryFacts struct {
-	row        *model.Workload   // nil: it is not valid, or has no effect
+	row        *model.Workload   // of Run's goroutine; nil: it is not valid, or has no effect
 	findings   *entryFindings    // nil: all is well
 	member     *member.Member    // nil: no machine that joined made it
-	group      string            // WorkloadGroup that it belongs to
+	group      model.Key         // WorkloadGroup that it belongs to; zero: to none
 	network    string            // as it says itself
 	ports      map[string]uint32 // of its own
 	generation int64
@@ -89,8 +89,11 @@ func (s *Source) entryFacts(e *entryJSON) *entryFacts {
 		Locality: e.Spec.Locality, Weight: e.Spec.Weight, ServiceAccount: e.Spec.ServiceAccount,
 	}
 	f := &entryFacts{
-		generation: e.Metadata.Generation, group: s.pool.string(e.Metadata.Annotations[annotationGroup]),
-		ports: s.entryPorts(e.Spec.Ports).named, conditions: len(e.Status.Conditions) > 0,
+		generation: e.Metadata.Generation,
+		ports:      s.entryPorts(e.Spec.Ports).named, conditions: len(e.Status.Conditions) > 0,
+	}
+	if name := e.Metadata.Annotations[annotationGroup]; name != "" {
+		f.group = model.Key{Namespace: s.pool.string(e.Metadata.Namespace), Name: s.pool.string(name)}
 	}
 	healthy := f.readStatus(e)
 	var created time.Time
@@ -193,7 +196,7 @@ func (s *Source) entryRow(r ref) *model.Workload {
 	row := s.workloads[r]
 	accepted := acceptance(findings.problems)
 	if len(findings.problems) == 0 {
-		s.completeEntry(entry, r.key.Namespace)
+		s.completeEntry(entry)
 		row = entry.row
 	}
 	if row != nil {
@@ -211,13 +214,13 @@ func (s *Source) entryRow(r ref) *model.Workload {
 
 // completeEntry brings the row up to date with the objects that it depends on. What
 // the store has is not changed.
-func (s *Source) completeEntry(entry *entryFacts, namespace string) {
+func (s *Source) completeEntry(entry *entryFacts) {
 	if entry.row == nil {
 		return
 	}
 	row := *entry.row
 	own := entry.ports
-	group, grouped := get[*networkingv1.WorkloadGroup](s, ref{status.WorkloadGroup, model.Key{Namespace: namespace, Name: entry.group}})
+	group, grouped := get[*networkingv1.WorkloadGroup](s, ref{status.WorkloadGroup, entry.group})
 	row.Probe = nil
 	if grouped && len(validate.WorkloadGroup(&group.Spec)) == 0 {
 		row.Probe = probeOf(group.Spec.GetProbe())
@@ -280,14 +283,13 @@ func (s *Source) entryPorts(named map[string]uint32) ports {
 	return s.pool.portsOf(list)
 }
 
-// entryGroup is what the row of a WorkloadEntry depends on. Feeds hold no namespace
-// beside an object, the row does; without a row there is nothing that depends.
+// entryGroup is what the row of a WorkloadEntry depends on.
 func entryGroup(obj any) (model.Key, bool) {
 	entry, ok := obj.(*entryFacts)
-	if !ok || entry.group == "" || entry.row == nil {
+	if !ok || entry.group == (model.Key{}) {
 		return model.Key{}, false
 	}
-	return model.Key{Namespace: entry.row.Key.Namespace, Name: entry.group}, true
+	return entry.group, true
 }
 
 // syncGroup reports a WorkloadGroup; it has no row, its entries carry it.
