@@ -1,6 +1,7 @@
 package envoytest
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"strings"
@@ -8,6 +9,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"isthmus.dev/internal/agent/metrics"
 )
 
 func dialUnix(path string) func(context.Context, string, string) (net.Conn, error) {
@@ -23,11 +26,16 @@ type Sample struct {
 	Value  float64
 }
 
-// Metric gives the samples of one family of /stats/prometheus.
+// Metric gives the samples of one family of /stats/prometheus, as the agent hands
+// them on.
 func (e *Envoy) Metric(name string) (out []Sample) {
 	e.t.Helper()
+	var page bytes.Buffer
+	if err := metrics.Rename(&page, strings.NewReader(e.Admin("/stats/prometheus?usedonly"))); err != nil {
+		e.t.Fatal(err)
+	}
 	parser := expfmt.NewTextParser(model.LegacyValidation)
-	families, err := parser.TextToMetricFamilies(strings.NewReader(e.Admin("/stats/prometheus?usedonly")))
+	families, err := parser.TextToMetricFamilies(&page)
 	if err != nil {
 		e.t.Fatal(err)
 	}

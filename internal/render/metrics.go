@@ -20,27 +20,33 @@ import (
 // connection adds to counters and histograms whose tags are format strings. They
 // appear as envoy_istio_* on /stats/prometheus; the agent renames them.
 //
-// A value that is missing is "unknown", as in Istio. What the proxy knows of
-// itself comes from its environment, so that outbound bytes are everybody's.
+// A value that is missing is empty here, and "unknown", as in Istio, where the agent
+// hands the statistics on: a format that says so itself is three times as long, a
+// hundred times in each listener. What the proxy knows of itself comes from its
+// environment, so that outbound bytes are everybody's.
 
 const unknown = "unknown"
 
 // operand is one source of a tag's value: an Envoy command and its argument.
 type operand struct{ command, argument string }
 
-// firstOf is the first operand that has a value, else "unknown".
-func firstOf(operands ...operand) string {
-	var b strings.Builder
-	b.WriteString(`%COALESCE({"operators":[`)
-	for _, o := range operands {
-		b.WriteString(`{"command":"` + o.command + `"`)
-		if o.argument != "" {
-			b.WriteString(`,"param":"` + o.argument + `"`)
-		}
-		b.WriteString(`},`)
+func (o operand) format() string {
+	if o.argument == "" {
+		return "%" + o.command + "%"
 	}
-	b.WriteString(`{"command":"CEL","param":"'` + unknown + `'"}]})%`)
-	return b.String()
+	return "%" + o.command + "(" + o.argument + ")%"
+}
+
+// firstOf is the first operand that has a value.
+func firstOf(operands ...operand) string {
+	if len(operands) == 1 {
+		return operands[0].format()
+	}
+	list := make([]string, len(operands))
+	for i, o := range operands {
+		list[i] = `{"command":"` + o.command + `","param":"` + o.argument + `"}`
+	}
+	return `%COALESCE({"operators":[` + strings.Join(list, ",") + `]})%`
 }
 
 func environment(name string) string { return "%ENVIRONMENT(ISTHMUS_" + name + ")%" }

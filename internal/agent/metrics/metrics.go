@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"regexp"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -143,13 +144,18 @@ var (
 	istio    = []byte("envoy_istio_")
 	envoy    = []byte("envoy_")
 	comments = [][]byte{[]byte("# TYPE "), []byte("# HELP ")}
+	// A label without a value, but for the gRPC status, which other requests don't
+	// have. (A value may hold all of it but the quotes, which are escaped there.)
+	empty  = regexp.MustCompile(`\b((?:source|destination)_[a-z_]+|connection_security_policy)=""`)
+	filled = []byte(`${1}="unknown"`)
 )
 
-// Rename copies Envoy's page, line by line: envoy_istio_x becomes istio_x.
+// Rename copies Envoy's page, line by line: envoy_istio_x becomes istio_x, and a
+// label of it that has no value is "unknown", as in Istio.
 func Rename(w io.Writer, r io.Reader) error {
 	return copyLines(w, r, func(line []byte) []byte {
 		if bytes.HasPrefix(line, istio) {
-			return line[len(envoy):]
+			return empty.ReplaceAll(line[len(envoy):], filled)
 		}
 		for _, c := range comments {
 			if rest, ok := bytes.CutPrefix(line, c); ok && bytes.HasPrefix(rest, istio) {

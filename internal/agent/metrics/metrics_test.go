@@ -30,6 +30,9 @@ func TestRename(t *testing.T) {
 		{"no end of line", "envoy_istio_x 1", "istio_x 1\n"},
 		{"a line longer than the buffer", long, strings.TrimPrefix(long, "envoy_") + "\n"},
 		{"empty", "", ""},
+		{"no value", `envoy_istio_x{source_app="",grpc_response_status="",destination_app="a",connection_security_policy=""} 1`,
+			`istio_x{source_app="unknown",grpc_response_status="",destination_app="a",connection_security_policy="unknown"} 1` + "\n"},
+		{"no value of another's", `envoy_cluster_x{source_app=""} 1`, `envoy_cluster_x{source_app=""} 1` + "\n"},
 		{"within", "x_envoy_istio_y 1\n", "x_envoy_istio_y 1\n"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -75,8 +75,8 @@ func TestHTTPMetrics(t *testing.T) {
 	atServer := with(with(with(source, itself), with(service, call)),
 		map[string]string{"reporter": "destination", "connection_security_policy": "mutual_tls"})
 	for _, name := range []string{
-		"envoy_istio_requests_total", "envoy_istio_request_duration_milliseconds",
-		"envoy_istio_request_bytes", "envoy_istio_response_bytes",
+		"istio_requests_total", "istio_request_duration_milliseconds",
+		"istio_request_bytes", "istio_response_bytes",
 	} {
 		envoytest.Eventually(t, func() error { return exactly(client.Metric(name), 1, atClient) })
 		envoytest.Eventually(t, func() error { return exactly(server.Metric(name), 1, atServer) })
@@ -96,7 +96,7 @@ func TestHTTPMetrics(t *testing.T) {
 			}
 		}
 		envoytest.Eventually(t, func() error {
-			return expect(server.Metric("envoy_istio_requests_total"), 1, map[string]string{
+			return expect(server.Metric("istio_requests_total"), 1, map[string]string{
 				"source_workload": "unknown", "source_workload_namespace": "unknown", "source_principal": "unknown",
 				"source_app": "unknown", "destination_principal": "unknown", "connection_security_policy": "none",
 				"request_protocol": "grpc", "destination_workload": "reviews",
@@ -110,7 +110,7 @@ func TestHTTPMetrics(t *testing.T) {
 			t.Fatalf("got %d, %v", a.status, err)
 		}
 		envoytest.Eventually(t, func() error {
-			return expect(client.Metric("envoy_istio_requests_total"), 1, map[string]string{
+			return expect(client.Metric("istio_requests_total"), 1, map[string]string{
 				"destination_service": "nobody.example", "destination_workload": "unknown", "destination_principal": "unknown",
 				"destination_service_namespace": "unknown", "response_code": "502",
 			})
@@ -136,8 +136,8 @@ func TestTCPMetrics(t *testing.T) {
 	atServer := with(with(with(peer, itself), with(service, call)),
 		map[string]string{"reporter": "destination", "connection_security_policy": "mutual_tls"})
 	for name, want := range map[string]float64{
-		"envoy_istio_tcp_connections_opened_total": 1, "envoy_istio_tcp_connections_closed_total": 1,
-		"envoy_istio_tcp_sent_bytes_total": 5, "envoy_istio_tcp_received_bytes_total": 5,
+		"istio_tcp_connections_opened_total": 1, "istio_tcp_connections_closed_total": 1,
+		"istio_tcp_sent_bytes_total": 5, "istio_tcp_received_bytes_total": 5,
 	} {
 		envoytest.Eventually(t, func() error { return exactly(client.Metric(name), want, atClient) })
 		envoytest.Eventually(t, func() error { return exactly(server.Metric(name), want, atServer) })

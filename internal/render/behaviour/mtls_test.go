@@ -52,7 +52,7 @@ func TestMTLS(t *testing.T) {
 				}
 			}
 			envoytest.Eventually(t, func() error {
-				return expect(server.Metric("envoy_istio_requests_total"), 1, map[string]string{
+				return expect(server.Metric("istio_requests_total"), 1, map[string]string{
 					"source_principal": webID, "destination_principal": reviewsID, "connection_security_policy": "mutual_tls",
 					"source_workload": "web", "response_code": "200", "request_protocol": "http",
 				})

@@ -267,7 +267,7 @@ func TestOnDemandTCP(t *testing.T) {
 		t.Fatalf("got %d %q, %v", a.status, a.body, err)
 	}
 	envoytest.Eventually(t, func() error {
-		return expect(e.Metric("envoy_istio_tcp_connections_closed_total"), 3, map[string]string{"destination_service": reviewsHost})
+		return expect(e.Metric("istio_tcp_connections_closed_total"), 3, map[string]string{"destination_service": reviewsHost})
 	})
 }
 

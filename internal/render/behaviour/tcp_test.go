@@ -39,7 +39,7 @@ func TestTCP(t *testing.T) {
 				t.Fatalf("got %q, %v; want %q", got, err, c.want)
 			}
 			envoytest.Eventually(t, func() error {
-				return expect(server.Metric("envoy_istio_tcp_connections_closed_total"), 1, map[string]string{
+				return expect(server.Metric("istio_tcp_connections_closed_total"), 1, map[string]string{
 					"source_principal": webID, "connection_security_policy": "mutual_tls",
 				})
 			})

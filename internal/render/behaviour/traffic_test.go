@@ -175,7 +175,7 @@ func TestUnknownDestinations(t *testing.T) {
 					}
 				}
 				envoytest.Eventually(t, func() error {
-					return expect(client.Metric("envoy_istio_requests_total"), 1, map[string]string{
+					return expect(client.Metric("istio_requests_total"), 1, map[string]string{
 						"destination_service": "unknown.example", "destination_service_name": "PassthroughCluster", "destination_workload": "unknown",
 					})
 				})
