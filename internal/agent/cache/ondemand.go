@@ -4,10 +4,7 @@ import (
 	"strings"
 	"time"
 
-	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"isthmus.dev/internal/xds"
@@ -126,18 +123,24 @@ func (v *view) missing(typeURL, name string) bool {
 // is no control plane to ask: at once and with an error. The real one, when it
 // comes, is a change of it. (Told that there is none, Envoy would not ask again.)
 func placeholder(typeURL, name string) *xds.Resource {
-	var m proto.Message = &clusterv3.Cluster{Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}}
-	if typeURL == xds.VirtualHostType {
+	var body []byte
+	if typeURL == xds.ClusterType { // static, and without endpoints
+		body = protowire.AppendVarint(protowire.AppendTag(field(nil, 1, name), 2, protowire.VarintType), 0)
+	} else {
 		_, domain, _ := strings.Cut(name, "/")
-		m = &routev3.VirtualHost{Name: name, Domains: []string{domain}, Routes: []*routev3.Route{{
-			Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
-			Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 503, Body: &corev3.DataSource{
-				Specifier: &corev3.DataSource_InlineString{InlineString: "the mesh's control plane can't be asked for this host\n"}}}},
-		}}}
+		match := field(nil, 1, "/") // prefix
+		answer := field(protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 503), 2,
+			string(field(nil, 3, unknownHost)))
+		route := field(field(nil, 1, string(match)), 7, string(answer))
+		body = field(field(field(nil, 1, name), 2, domain), 3, string(route))
 	}
-	b, err := proto.Marshal(m)
-	if err != nil {
-		return nil // no message of ours
-	}
-	return &xds.Resource{Name: name, Version: "placeholder", Body: &anypb.Any{TypeUrl: typeURL, Value: b}}
+	return &xds.Resource{Name: name, Version: "placeholder", Body: &anypb.Any{TypeUrl: typeURL, Value: body}}
+}
+
+const unknownHost = "the mesh's control plane can't be asked for this host\n"
+
+// field appends a field that is text, bytes or a message. The agent does without
+// the packages of Envoy's clusters and routes, which are large.
+func field(b []byte, number protowire.Number, value string) []byte {
+	return protowire.AppendString(protowire.AppendTag(b, number, protowire.BytesType), value)
 }

@@ -1,8 +1,19 @@
 package cache_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	ondemandv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/on_demand/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"isthmus.dev/internal/agent/cache"
 	"isthmus.dev/internal/xds"
@@ -123,4 +134,102 @@ func TestUnknownIsHeld(t *testing.T) {
 	p.mesh.Set(cluster("never", "1"))
 	p.start()
 	xdstest.Eventually(t, "it is answered", e.gets(xds.ClusterType, "never", "1"))
+}
+
+func adsSource() *corev3.ConfigSource {
+	return &corev3.ConfigSource{ResourceApiVersion: corev3.ApiVersion_V3, InitialFetchTimeout: durationpb.New(time.Second),
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}}}
+}
+
+// asking is a listener, with a route of the same name, that asks for the virtual
+// hosts and clusters of requests.
+func asking(t *testing.T, name string, port uint32) []*xds.Resource {
+	pack := func(m proto.Message) *anypb.Any {
+		a, err := anypb.New(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	var l listenerv3.Listener
+	var hcm hcmv3.HttpConnectionManager
+	if err := xdstest.Listener(name, port, name).Body.UnmarshalTo(&l); err != nil {
+		t.Fatal(err)
+	}
+	filter := l.FilterChains[0].Filters[0]
+	if err := filter.GetTypedConfig().UnmarshalTo(&hcm); err != nil {
+		t.Fatal(err)
+	}
+	hcm.HttpFilters = append([]*hcmv3.HttpFilter{{Name: "envoy.filters.http.on_demand", ConfigType: &hcmv3.HttpFilter_TypedConfig{
+		TypedConfig: pack(&ondemandv3.OnDemand{Odcds: &ondemandv3.OnDemandCds{Source: adsSource(), Timeout: durationpb.New(5 * time.Second)}})}}}, hcm.HttpFilters...)
+	filter.ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: pack(&hcm)}
+	return []*xds.Resource{xdstest.Resource(name, &l),
+		xdstest.Resource(name, &routev3.RouteConfiguration{Name: name, Vhds: &routev3.Vhds{ConfigSource: adsSource()}})}
+}
+
+// hostOf sends what a listener's own address is asked for to a cluster.
+func hostOf(name string, port uint32, cluster string) *xds.Resource {
+	domain := fmt.Sprintf("127.0.0.1:%d", port)
+	return xdstest.Resource(name+"/"+domain, &routev3.VirtualHost{Name: name + "/" + domain, Domains: []string{domain}, Routes: []*routev3.Route{{
+		Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+		Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster}}},
+	}}})
+}
+
+// TestEnvoyAsks: what Envoy asked for once it has without the control plane, too.
+// What is new then fails at once, or waits for the control plane.
+func TestEnvoyAsks(t *testing.T) {
+	for _, hold := range []bool{false, true} {
+		t.Run(fmt.Sprintf("hold %v", hold), func(t *testing.T) {
+			one := backend(t, "one")
+			port, other := xdstest.FreePort(t), xdstest.FreePort(t)
+			p := newPlane(t)
+			p.mesh.Set(append(asking(t, "l", port), asking(t, "m", other)...)...)
+			p.mesh.Set(hostOf("l", port, "a"), xdstest.Cluster("a", time.Second), xdstest.Endpoints("a", one))
+			p.mesh.Cover(xds.ListenerType, "l", "m")
+			p.mesh.Cover(xds.RouteType, "l", "m")
+			dir, opts := t.TempDir(), cache.Options{Targets: []string{p.addr}, HoldUnknown: hold}
+			a := startAgent(t, dir, opts)
+			envoy := xdstest.StartEnvoy(t, a.socket)
+			xdstest.Eventually(t, "Envoy is ready", envoy.Ready)
+			get := func(what string, port uint32) (int, string) {
+				began := time.Now()
+				code, body := xdstest.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
+				t.Logf("%s: %d after %v", what, code, time.Since(began).Round(time.Millisecond))
+				return code, body
+			}
+			if code, body := get("asked for the first time", port); code != 200 || body != "one" {
+				t.Fatalf("got %d %q", code, body)
+			}
+			xdstest.Eventually(t, "all is written", func() bool { return !a.State().Types[xds.EndpointType].Pending })
+			p.stop()
+			envoy.Stop()
+			a.stop()
+			a = startAgent(t, dir, opts)
+			envoy = xdstest.StartEnvoy(t, a.socket)
+			xdstest.Eventually(t, "Envoy is ready", envoy.Ready)
+			if code, body := get("from the cache, without the control plane", port); code != 200 || body != "one" {
+				t.Errorf("got %d %q", code, body)
+			}
+			p.mesh.Set(hostOf("m", other, "a"))
+			if hold {
+				waiting := make(chan struct{})
+				go func() {
+					defer close(waiting)
+					if code, body := get("unknown, until the control plane is back", other); code != 200 || body != "one" {
+						t.Errorf("got %d %q", code, body)
+					}
+				}()
+				time.Sleep(300 * time.Millisecond) // of waiting
+				p.start()
+				<-waiting
+				return
+			}
+			if code, body := get("unknown, without the control plane", other); code != 503 || !strings.Contains(body, "can't be asked") {
+				t.Errorf("got %d %q", code, body)
+			}
+			p.start()
+			xdstest.Eventually(t, "it is served when the control plane is back", answers(other, "one"))
+		})
+	}
 }
