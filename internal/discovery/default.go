@@ -31,6 +31,12 @@ func DefaultRules() *Rules {
 		Static:         RenderedBundle("static resources", renderStatic),
 		Inbound:        RenderedBundle("inbound", renderInbound),
 		WorkloadConfig: Rendered("workload config", renderWorkloadConfig),
+		GroupOf:        resolve.GroupOf,
+		Learned:        resolve.Learned,
+		Destination:    resolve.Destination,
+		DemandTable:    Rendered("on-demand route table", renderDemandTable),
+		Host:           Rendered("virtual host of a domain", tables.domain),
+		Asked:          store.NewRule("answer", (*answer).equal, renderAsked),
 	}
 }
 

@@ -55,6 +55,9 @@ type Options struct {
 	// Linger is how long what was rendered for an audience is kept after its last
 	// proxy left, so that one that reconnects finds it.
 	Linger time.Duration
+	// Learner is told which destinations proxies in on-demand scope ask for. It is
+	// called without locks, and must not block.
+	Learner Learner
 	// AllowUnauthenticated serves peers without an identity as what they claim to
 	// be. For benchmarks.
 	AllowUnauthenticated bool
@@ -82,6 +85,7 @@ type Mesh struct {
 	outputs map[store.Root]*output
 	scopes  map[scopeKey]*scope
 	placed  map[store.Root][]*subscription // whose place a result decides
+	demands map[store.Root][]*scope        // whose learned destinations a result decides
 	touched map[*scope]struct{}
 	moved   map[*subscription]place
 	serial  uint64
@@ -108,7 +112,7 @@ func New(s *store.Store, opts Options) *Mesh {
 	}
 	m := &Mesh{
 		store: s, rules: opts.Rules, opts: opts, log: opts.Log,
-		outputs: map[store.Root]*output{}, scopes: map[scopeKey]*scope{}, placed: map[store.Root][]*subscription{},
+		outputs: map[store.Root]*output{}, scopes: map[scopeKey]*scope{}, placed: map[store.Root][]*subscription{}, demands: map[store.Root][]*scope{},
 		touched: map[*scope]struct{}{}, moved: map[*subscription]place{},
 		subscriptions: map[*subscription]struct{}{}, waiters: map[*waiter]struct{}{}, claims: map[workloadKey]int{},
 	}
@@ -154,12 +158,14 @@ func (m *Mesh) Connect(ctx context.Context, peer xds.Peer, node *corev3.Node) (x
 // join gives a new subscription its place.
 func (m *Mesh) join(tx *store.Tx, sub *subscription) error {
 	k := resolve.ProxyKey{Workload: sub.key}
-	audience, a := store.Retain(tx, m.rules.AudienceOf, k)
+	audience, a := store.Retain(tx, m.rules.AudienceOf, resolve.ProxyKey{Workload: sub.key, OnDemand: sub.split})
 	inbound, _ := store.Retain(tx, m.rules.InboundKeyOf, k)
-	sub.roots = [2]store.Root{audience, inbound}
+	group, _ := store.Retain(tx, m.rules.GroupOf, k)
+	sub.roots = [3]store.Root{audience, inbound, group}
 	if a == nil {
-		tx.Release(audience)
-		tx.Release(inbound)
+		for _, root := range sub.roots {
+			tx.Release(root)
+		}
 		return status.Errorf(codes.Unavailable, "workload %s has just been removed from the mesh; if it is to stay, register it again", sub.key)
 	}
 	for _, root := range sub.roots {
@@ -186,6 +192,11 @@ func (m *Mesh) committed(tx *store.Tx, changed []store.Root) {
 		}
 	}
 	for _, root := range changed {
+		for _, s := range m.demands[root] {
+			s.demand.follow(tx, root)
+		}
+	}
+	for _, root := range changed {
 		for _, sub := range m.placed[root] {
 			m.place(tx, sub)
 		}
@@ -194,7 +205,7 @@ func (m *Mesh) committed(tx *store.Tx, changed []store.Root) {
 }
 
 // place is where a subscription's resources come from.
-type place [3]*scope
+type place [4]*scope
 
 // place finds the scopes of a proxy as the rows are now.
 func (m *Mesh) place(tx *store.Tx, sub *subscription) {
@@ -204,7 +215,7 @@ func (m *Mesh) place(tx *store.Tx, sub *subscription) {
 		return
 	}
 	inbound := tx.Result(sub.roots[1]).(ir.InboundKey)
-	outbound := m.scope(scopeKey{audience: audienceKey{a.Visibility, a.From, sub.split, true}})
+	outbound := m.scope(scopeKey{audience: audienceKey{a.Visibility, a.From, a.OnDemand, sub.split, true}})
 	outbound.follow(tx, a)
 	in := m.scope(scopeKey{inbound: inbound})
 	if in.others == nil {
@@ -217,7 +228,12 @@ func (m *Mesh) place(tx *store.Tx, sub *subscription) {
 	if outbound.others == nil {
 		outbound.include(hold(tx, outbound, m.rules.Static, a.Outbound))
 	}
-	m.move(sub, place{outbound, in, own})
+	to := place{outbound, in, own}
+	if a.OnDemand {
+		group, _ := tx.Result(sub.roots[2]).(ir.ObjectKey)
+		to[demandPlace] = m.demandOf(tx, demandKey{a.Visibility, a.From, group})
+	}
+	m.move(sub, to)
 }
 
 func (m *Mesh) move(sub *subscription, to place) {
@@ -241,7 +257,7 @@ func (m *Mesh) scope(k scopeKey) *scope {
 func (s *scope) include(root store.Root) {
 	s.others = append(s.others, root)
 	for _, r := range s.mesh.outputs[root].resources {
-		s.set(r)
+		s.set(s.mesh.outputs[root], r)
 	}
 }
 
@@ -302,7 +318,7 @@ func (m *Mesh) abandon(tx *store.Tx, s *scope) {
 	if len(s.members) > 0 || m.scopes[s.key] != s {
 		return
 	}
-	if s.key.audience.is && m.opts.Linger > 0 {
+	if (s.key.audience.is || s.demand != nil) && m.opts.Linger > 0 {
 		if s.lingering {
 			return
 		}

@@ -89,6 +89,7 @@ func fakeRules() *Rules {
 		Inbound: RenderedBundle("inbound", func(_ *store.Reader, k ir.InboundKey) Bundle {
 			return Bundle{text(xds.ListenerType, "virtualInbound", k.Labels), text(xds.ClusterType, "inbound|80||", k.Labels)}
 		}),
+		GroupOf: resolve.GroupOf,
 		WorkloadConfig: Rendered("workload config", func(r *store.Reader, k resolve.ProxyKey) *xds.Resource {
 			w, ok := store.Get(r, store.Workloads, k.Workload)
 			if !ok {

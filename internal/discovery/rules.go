@@ -20,15 +20,23 @@ type Rules struct {
 	AudienceOf   *store.Rule[resolve.ProxyKey, *ir.Audience]
 	InboundKeyOf *store.Rule[resolve.ProxyKey, ir.InboundKey]
 
-	Cluster        *store.Rule[ir.ClusterKey, *xds.Resource]
-	Endpoints      *store.Rule[ir.EndpointsKey, *xds.Resource]
-	Listener       *store.Rule[ir.ListenerKey, *xds.Resource]
-	RouteTable     *store.Rule[ir.RouteTableKey, *xds.Resource]
-	SplitTable     *store.Rule[ir.RouteTableKey, *xds.Resource] // RouteTable without VirtualHosts
-	VirtualHosts   *store.Rule[ir.RouteTablePartKey, Bundle]
-	Name           *store.Rule[ir.ServiceKey, *xds.Resource]
-	Static         *store.Rule[ir.OutboundKey, Bundle]
-	Inbound        *store.Rule[ir.InboundKey, Bundle]
+	Cluster      *store.Rule[ir.ClusterKey, *xds.Resource]
+	Endpoints    *store.Rule[ir.EndpointsKey, *xds.Resource]
+	Listener     *store.Rule[ir.ListenerKey, *xds.Resource]
+	RouteTable   *store.Rule[ir.RouteTableKey, *xds.Resource]
+	SplitTable   *store.Rule[ir.RouteTableKey, *xds.Resource] // RouteTable without VirtualHosts
+	VirtualHosts *store.Rule[ir.RouteTablePartKey, Bundle]
+	Name         *store.Rule[ir.ServiceKey, *xds.Resource]
+	Static       *store.Rule[ir.OutboundKey, Bundle]
+	Inbound      *store.Rule[ir.InboundKey, Bundle]
+	// On demand.
+	GroupOf     *store.Rule[resolve.ProxyKey, ir.ObjectKey]
+	Learned     *store.Rule[ir.ObjectKey, []string]
+	Destination *store.Rule[ir.DestinationKey, *ir.Destination]
+	DemandTable *store.Rule[ir.RouteTableKey, *xds.Resource] // without virtual hosts, which are asked for
+	Host        *store.Rule[ir.HostKey, *xds.Resource]
+	Asked       *store.Rule[ir.AskedKey, *answer]
+
 	WorkloadConfig *store.Rule[resolve.ProxyKey, *xds.Resource]
 }
 
@@ -43,6 +51,8 @@ func resourcesOf(result any) []*xds.Resource {
 		}
 	case Bundle:
 		return r
+	case *answer:
+		return r.resources
 	}
 	return nil
 }

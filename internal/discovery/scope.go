@@ -1,6 +1,8 @@
 package discovery
 
 import (
+	"slices"
+
 	"isthmus.dev/internal/ir"
 	"isthmus.dev/internal/store"
 	"isthmus.dev/internal/xds"
@@ -9,6 +11,7 @@ import (
 // output is one retained result, and the resources that it is: one of a key, or
 // several of an inbound key.
 type output struct {
+	asked     bool // for who asks by name only
 	resources []*xds.Resource
 	scopes    []*scope // that hold it, each as often as it does
 }
@@ -18,12 +21,14 @@ type scopeKey struct {
 	audience audienceKey
 	inbound  ir.InboundKey
 	own      workloadKey
+	demand   demandKey
 }
 
 // audienceKey is what makes two audiences the same list.
 type audienceKey struct {
 	visibility ir.Visibility
 	from       ir.From
+	onDemand   bool
 	split      bool // of proxies that take virtual hosts by themselves
 	is         bool
 }
@@ -38,9 +43,11 @@ type scope struct {
 	audience *ir.Audience // of an outbound scope: what it holds
 	held     [groupCount][]store.Root
 	others   []store.Root
-	edits    [typeCount]map[string]*xds.Resource // by the commit that is under way
-	contents *contents                           // guarded by Mesh.mu; replaced, not changed
+	demand   *demand                              // of a group's on-demand scope
+	edits    [tableCount]map[string]*xds.Resource // by the commit that is under way
+	contents *contents                            // guarded by Mesh.mu; replaced, not changed
 
+	full      *overflow // of a demand that keeps no more answers
 	lingering bool
 }
 
@@ -56,9 +63,17 @@ const (
 	groupCount
 )
 
+// table is where a resource of the output is put.
+func (o *output) table(r *xds.Resource) int {
+	if o.asked {
+		return askedTable(r.Body.TypeUrl)
+	}
+	return typeOf(r.Body.TypeUrl)
+}
+
 // set and unset note a change, to be applied by settle.
-func (s *scope) set(r *xds.Resource) {
-	if t := typeOf(r.Body.TypeUrl); t >= 0 {
+func (s *scope) set(o *output, r *xds.Resource) {
+	if t := o.table(r); t >= 0 {
 		if s.edits[t] == nil {
 			s.edits[t] = map[string]*xds.Resource{}
 			s.mesh.touched[s] = struct{}{}
@@ -68,8 +83,8 @@ func (s *scope) set(r *xds.Resource) {
 }
 
 // unset removes a resource, unless its name has become another one's.
-func (s *scope) unset(r *xds.Resource) {
-	t := typeOf(r.Body.TypeUrl)
+func (s *scope) unset(o *output, r *xds.Resource) {
+	t := o.table(r)
 	if t < 0 {
 		return
 	}
@@ -90,6 +105,16 @@ func (s *scope) unset(r *xds.Resource) {
 // settle makes the next contents of what was noted; nil if nothing changed.
 func (s *scope) settle(revision uint64) *contents {
 	var next *contents
+	renew := func() {
+		if next == nil {
+			s.mesh.serial++
+			next = &contents{tables: s.contents.tables, overflow: s.full, changedAt: s.contents.changedAt,
+				before: s.contents.serial, serial: s.mesh.serial, changed: map[string][]string{}}
+		}
+	}
+	if s.full != s.contents.overflow {
+		renew()
+	}
 	for t := range s.edits {
 		if s.edits[t] == nil {
 			continue
@@ -99,14 +124,11 @@ func (s *scope) settle(revision uint64) *contents {
 		if len(names) == 0 {
 			continue
 		}
-		if next == nil {
-			s.mesh.serial++
-			next = &contents{tables: s.contents.tables, changedAt: s.contents.changedAt,
-				before: s.contents.serial, serial: s.mesh.serial, changed: map[string][]string{}}
-		}
+		renew()
 		next.tables[t] = after
-		next.changedAt[t] = revision
-		next.changed[typeURLs[t]] = names
+		url := tableTypes[t]
+		next.changedAt[typeOf(url)] = revision
+		next.changed[url] = slices.Concat(next.changed[url], names)
 	}
 	return next
 }
@@ -160,6 +182,9 @@ func (s *scope) follow(tx *store.Tx, a *ir.Audience) {
 	tables := rules.RouteTable
 	if s.key.audience.split {
 		tables = rules.SplitTable
+		if a.OnDemand {
+			tables = rules.DemandTable
+		}
 		followKeys(tx, s, partGroup, old.Parts, a.Parts, func(k ir.RouteTablePartKey) store.Root { return hold(tx, s, rules.VirtualHosts, k) })
 	}
 	followKeys(tx, s, routeGroup, old.Routes, a.Routes, func(k ir.RouteTableKey) store.Root { return hold(tx, s, tables, k) })
@@ -189,12 +214,12 @@ func followKeys[K comparable](tx *store.Tx, s *scope, group int, old, keys []K, 
 	gone := was[head : len(was)-tail]
 	for _, root := range gone {
 		for _, r := range s.mesh.outputs[root].resources {
-			s.unset(r)
+			s.unset(s.mesh.outputs[root], r)
 		}
 	}
 	for _, root := range roots[head:] {
 		for _, r := range s.mesh.outputs[root].resources {
-			s.set(r)
+			s.set(s.mesh.outputs[root], r)
 		}
 	}
 	for _, root := range gone {
@@ -213,6 +238,9 @@ func (s *scope) close(tx *store.Tx) {
 		}
 	}
 	s.held, s.others = [groupCount][]store.Root{}, nil
+	if s.demand != nil {
+		s.demand.close(tx)
+	}
 }
 
 // become puts what the output is now in the place of what it was. Of several
@@ -227,10 +255,10 @@ func (o *output) become(resources []*xds.Resource) {
 	}
 	for _, s := range o.scopes {
 		for _, r := range was {
-			s.unset(r)
+			s.unset(o, r)
 		}
 		for _, r := range is {
-			s.set(r)
+			s.set(o, r)
 		}
 	}
 	o.resources = resources

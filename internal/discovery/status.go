@@ -70,12 +70,13 @@ func (m *Mesh) Config(key workloadKey, typeURL string) []*xds.Resource {
 }
 
 // Subscribed implements xds.Interest.
-func (s *subscription) Subscribed(typeURL string, _ []string) {
+func (s *subscription) Subscribed(typeURL string, names []string) {
 	if t := typeOf(typeURL); t >= 0 {
 		s.mu.Lock()
 		s.subscribed[t] = true
 		s.mu.Unlock()
 	}
+	s.ask(typeURL, names)
 }
 
 // Unsubscribed implements xds.Interest.
@@ -150,6 +151,9 @@ func (s *subscription) owes(revision uint64) bool {
 		}
 		last := s.movedAt
 		for _, scope := range s.from {
+			if scope == nil {
+				continue
+			}
 			last = max(last, scope.contents.changedAt[t])
 		}
 		if s.answered[t] <= min(revision, last) {

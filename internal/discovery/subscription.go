@@ -14,7 +14,7 @@ type subscription struct {
 	key     workloadKey
 	claimed bool // its row was written for it
 	split   bool // it takes virtual hosts by themselves
-	roots   [2]store.Root
+	roots   [3]store.Root
 	changed chan struct{}
 
 	place place // within the store's transactions
@@ -56,6 +56,9 @@ func (v *view) All(typeURL string) iter.Seq[*xds.Resource] {
 			return
 		}
 		for _, part := range v.parts {
+			if part == nil {
+				continue
+			}
 			for r := range part.tables[t].all() {
 				if !yield(r) {
 					return
@@ -71,6 +74,9 @@ func (v *view) Get(typeURL, name string) *xds.Resource {
 		return nil
 	}
 	for _, part := range v.parts {
+		if part == nil {
+			continue
+		}
 		if r := part.tables[t].get(name); r != nil {
 			return r
 		}
@@ -83,6 +89,9 @@ func (v *view) VirtualHosts(route string) (iter.Seq[*xds.Resource], bool) {
 	outbound := v.parts[0]
 	if !v.split || outbound.tables[typeOf(xds.RouteType)].get(route) == nil {
 		return nil, false
+	}
+	if demand := v.parts[demandPlace]; demand != nil {
+		outbound = demand
 	}
 	return outbound.tables[typeOf(xds.VirtualHostType)].within(route + "/"), true
 }
@@ -103,7 +112,9 @@ func (s *subscription) viewLocked() *view {
 	}
 	v := &view{revision: s.mesh.revision, split: s.split}
 	for i, scope := range s.from {
-		v.parts[i] = scope.contents
+		if scope != nil {
+			v.parts[i] = scope.contents
+		}
 	}
 	return v
 }
@@ -122,7 +133,7 @@ func (s *subscription) tell() {
 }
 
 // View implements xds.Subscription.
-func (s *subscription) View() xds.View { return s.view() }
+func (s *subscription) View() xds.View { return s.view().public() }
 
 // Changed implements xds.Subscription.
 func (s *subscription) Changed() <-chan struct{} { return s.changed }
@@ -137,9 +148,9 @@ func (s *subscription) Take() (xds.View, map[string][]string) {
 	s.mu.Unlock()
 	var changed map[string][]string
 	for i, part := range is.parts {
-		changed = union(changed, was.parts[i].diff(part))
+		changed = union(changed, orNothing(was.parts[i]).diff(orNothing(part)))
 	}
-	return is, changed
+	return is.public(), changed
 }
 
 // Close implements xds.Subscription.

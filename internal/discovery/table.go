@@ -188,7 +188,8 @@ func shared(a, b chunk) bool { return len(a) == len(b) && &a[0] == &b[0] }
 
 // contents are tables by type, of one revision.
 type contents struct {
-	tables    [typeCount]table
+	tables    [tableCount]table
+	overflow  *overflow         // of a demand: more was asked for than it keeps
 	changedAt [typeCount]uint64 // the last revision that changed each
 	// From the contents before to these: what most subscriptions ask for.
 	before  uint64
@@ -202,6 +203,27 @@ const typeCount = 7
 var typeURLs = [typeCount]string{xds.ClusterType, xds.EndpointType, xds.ListenerType, xds.RouteType, xds.VirtualHostType,
 	xds.NameType, xds.WorkloadConfigType}
 
+// After the tables of the types come answers that only who asked for their names
+// is given (see demand).
+const (
+	askedClusters = typeCount + iota
+	askedEndpoints
+	askedHosts
+	tableCount
+)
+
+// tableTypes are the types of the tables' resources.
+var tableTypes = [tableCount]string{typeURLs[0], typeURLs[1], typeURLs[2], typeURLs[3], typeURLs[4], typeURLs[5], typeURLs[6],
+	askedClusters: xds.ClusterType, askedEndpoints: xds.EndpointType, askedHosts: xds.VirtualHostType}
+
+// askedTable is the one for answers of a type; -1 if there is none.
+func askedTable(url string) int {
+	if i := slices.Index(tableTypes[typeCount:], url); i >= 0 {
+		return typeCount + i
+	}
+	return -1
+}
+
 func typeOf(url string) int { return slices.Index(typeURLs[:], url) }
 
 // diff returns the names by type in which two contents differ.
@@ -213,9 +235,9 @@ func (c *contents) diff(to *contents) map[string][]string {
 		return to.changed
 	}
 	out := map[string][]string{}
-	for i, url := range typeURLs {
+	for i, url := range tableTypes {
 		if names := c.tables[i].diff(to.tables[i]); len(names) > 0 {
-			out[url] = names
+			out[url] = slices.Concat(out[url], names)
 		}
 	}
 	return out

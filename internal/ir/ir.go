@@ -71,14 +71,41 @@ type (
 		Unserved bool
 	}
 	// ListenerKey: one outbound listener. Address is "" for the port's wildcard
-	// listener (HTTP), else the virtual address that it matches (TCP).
+	// listener (HTTP), else the virtual address that it matches (TCP). OnDemand is
+	// its form for proxies that ask for clusters and hosts as they are used.
 	ListenerKey struct {
 		Visibility Visibility
 		Address    string
 		Port       uint32
+		OnDemand   bool
 	}
-	// OutboundKey: the listener on 15001.
-	OutboundKey struct{ Sidecar ObjectKey }
+	// OutboundKey: the listener on 15001. Namespace matters on demand only.
+	OutboundKey struct {
+		Namespace string
+		Sidecar   ObjectKey
+		OnDemand  bool
+	}
+	// DestinationKey: what a proxy needs to use a destination. Name is that of a
+	// service's host, of another host on one port ("www.example.com:80"), or of a
+	// cluster.
+	DestinationKey struct {
+		Visibility Visibility
+		Name       string
+	}
+	// HostKey: the virtual host of a route table that has a domain.
+	HostKey struct {
+		Table  RouteTableKey
+		Domain string
+	}
+	// AskedKey: what a proxy asked for by name: a virtual host ("9080/reviews"), or
+	// a cluster ("outbound|9080||reviews.shop.svc.cluster.local", or
+	// "tcp|10.96.0.7:3306", a connection's destination).
+	AskedKey struct {
+		Visibility Visibility
+		From       From
+		Cluster    bool
+		Name       string
+	}
 	// InboundKey: what a group of replicas accepts. Labels are all of the
 	// workload's, "k=v,k=v" sorted; Ports are those that it declares itself.
 	InboundKey struct {
@@ -91,6 +118,8 @@ type (
 
 // Audience is the list of keys that proxies which see the same are given.
 type Audience struct {
+	// OnDemand: the lists are what every proxy starts with; the rest it asks for.
+	OnDemand   bool
 	Visibility Visibility
 	From       From
 	Outbound   OutboundKey
@@ -99,6 +128,25 @@ type Audience struct {
 	Routes     []RouteTableKey
 	Parts      []RouteTablePartKey // of Routes, for proxies that take virtual hosts by themselves
 	Names      []ServiceKey
+}
+
+// Destination is what a proxy needs to use one: the clusters that its routes name,
+// mirrors included.
+type Destination struct {
+	Clusters  []ClusterKey
+	Listeners []ListenerKey
+	Hosts     []HostKey
+}
+
+// Asked answers for a name that a proxy asked for. Learned is the destination that
+// it is (DestinationKey.Name); "" if there is no such thing: unknown hosts and
+// clusters are passed through or refused.
+type Asked struct {
+	Learned     string
+	Host        string // of a virtual host: the name of the one that has the domain
+	Cluster     *Cluster
+	Endpoints   *Endpoints
+	Passthrough bool
 }
 
 // Cluster is something to send to.

@@ -2,6 +2,7 @@ package model
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -52,6 +53,18 @@ type MeshConfig struct {
 func (m *MeshConfig) Equal(o *MeshConfig) bool {
 	return m.RootNamespace == o.RootNamespace && m.TrustDomain == o.TrustDomain && m.ClusterDomain == o.ClusterDomain &&
 		m.Cluster == o.Cluster && proto.Equal(m.Mesh, o.Mesh)
+}
+
+// Learned is what the proxies of a workload group are known to use, by the names
+// of destinations, sorted.
+type Learned struct {
+	Key          Key // namespace and name of the group
+	Destinations []string
+}
+
+// Equal tells whether both say the same.
+func (l *Learned) Equal(o *Learned) bool {
+	return l.Key == o.Key && slices.Equal(l.Destinations, o.Destinations)
 }
 
 // Namespace is a Kubernetes namespace.

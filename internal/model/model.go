@@ -93,6 +93,7 @@ type Workload struct {
 	Health         Health
 	TLS            TLSMode
 	ServicePorts   []Port // ports it serves beyond those of Services that select it
+	Scope          string // "on-demand", "full" or "": as the mesh says
 	Probe          *Probe
 }
 
@@ -101,7 +102,7 @@ func (w *Workload) Equal(o *Workload) bool {
 	return w.Key == o.Key && w.UID == o.UID && slices.Equal(w.Addresses, o.Addresses) && maps.Equal(w.Labels, o.Labels) &&
 		maps.Equal(w.Ports, o.Ports) && w.PortsByService == o.PortsByService && w.Workload == o.Workload && w.Network == o.Network &&
 		w.Cluster == o.Cluster && w.Locality == o.Locality && w.Weight == o.Weight && w.Node == o.Node &&
-		w.Health == o.Health && w.TLS == o.TLS && slices.Equal(w.ServicePorts, o.ServicePorts) && w.Probe.Equal(o.Probe)
+		w.Health == o.Health && w.TLS == o.TLS && slices.Equal(w.ServicePorts, o.ServicePorts) && w.Scope == o.Scope && w.Probe.Equal(o.Probe)
 }
 
 // Probe is how an agent checks its workload (Istio's WorkloadGroup.probe).

@@ -19,6 +19,9 @@ var AudienceOf = store.NewRule("audience of a workload", equal[*ir.Audience], fu
 	if store.Eval(r, localityMatters, struct{}{}) {
 		key.From = ir.From{Region: w.Locality.Region, Zone: w.Locality.Zone, Subzone: w.Locality.Subzone}
 	}
+	if k.OnDemand && onDemand(r, w) {
+		return store.Eval(r, onDemandAudience, key)
+	}
 	return store.Eval(r, audience, key)
 })
 
@@ -104,7 +107,7 @@ func appendClusters(to []ir.ClusterKey, s *model.Service, port uint32, group *ru
 }
 
 func equalAudiences(a, b *ir.Audience) bool {
-	return a.Visibility == b.Visibility && a.From == b.From && a.Outbound == b.Outbound && equalLists(a.Clusters, b.Clusters) && equalLists(a.Listeners, b.Listeners) &&
+	return a.OnDemand == b.OnDemand && a.Visibility == b.Visibility && a.From == b.From && a.Outbound == b.Outbound && equalLists(a.Clusters, b.Clusters) && equalLists(a.Listeners, b.Listeners) &&
 		equalLists(a.Routes, b.Routes) && equalLists(a.Parts, b.Parts) && equalLists(a.Names, b.Names)
 }
 

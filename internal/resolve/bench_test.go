@@ -77,7 +77,7 @@ func manyServices(services, namespaces, endpoints int) *store.Batch {
 // retainAll keeps what a proxy of each namespace is given.
 func retainAll(tx *store.Tx, namespaces int) {
 	for n := range namespaces {
-		key := ProxyKey{model.WorkloadKey{Namespace: fmt.Sprint("n", n), ServiceAccount: fmt.Sprint("s", n), Instance: fmt.Sprint("s", n, "-0")}}
+		key := ProxyKey{Workload: model.WorkloadKey{Namespace: fmt.Sprint("n", n), ServiceAccount: fmt.Sprint("s", n), Instance: fmt.Sprint("s", n, "-0")}}
 		_, a := store.Retain(tx, AudienceOf, key)
 		for _, k := range a.Clusters {
 			store.Retain(tx, Cluster, k)

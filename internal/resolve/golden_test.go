@@ -84,7 +84,7 @@ func proxyKey(t *testing.T, r *store.Reader, name string) ProxyKey {
 	t.Helper()
 	for _, w := range store.All(r, store.Workloads) {
 		if w.Key.Namespace+"/"+w.Key.Instance == name {
-			return ProxyKey{w.Key}
+			return ProxyKey{Workload: w.Key}
 		}
 	}
 	t.Fatalf("no workload %q", name)

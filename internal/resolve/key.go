@@ -11,8 +11,12 @@ import (
 	"isthmus.dev/internal/model"
 )
 
-// ProxyKey names the workload that a proxy serves.
-type ProxyKey struct{ Workload model.WorkloadKey }
+// ProxyKey names the workload that a proxy serves. OnDemand: the proxy can ask for
+// what it does not have.
+type ProxyKey struct {
+	Workload model.WorkloadKey
+	OnDemand bool
+}
 
 // serviceKey turns a row's key into the resolved mesh's.
 func serviceKey(k model.ServiceKey) ir.ServiceKey {

@@ -48,6 +48,9 @@ var Listener = store.NewRule("listener", deepEqual[*ir.Listener], func(r *store.
 	}
 	out.TCP = b.finish()
 	out.Sniff = out.RouteTable != "" && len(out.TCP) > 0
+	if k.OnDemand {
+		listenOnDemand(r, out, viewPort{view, k.Port})
+	}
 	return out
 })
 
@@ -75,5 +78,9 @@ func networks(s *model.Service, listen string) []netip.Prefix {
 // Outbound is what the listener for all captured connections does with those
 // that nothing else is for.
 var Outbound = store.NewRule("outbound", deepEqual[*ir.Outbound], func(r *store.Reader, k ir.OutboundKey) *ir.Outbound {
-	return &ir.Outbound{Passthrough: store.Eval(r, passthrough, k.Sidecar)}
+	out := &ir.Outbound{Passthrough: store.Eval(r, passthrough, k.Sidecar)}
+	if k.OnDemand {
+		out.OnDemand = &ir.OnDemand{TCP: store.Eval(r, tcpNetworks, store.Eval(r, serviceView, view{k.Namespace, k.Sidecar}))}
+	}
+	return out
 })

@@ -37,7 +37,7 @@ func resolveAll(r *store.Reader) *wholeMesh {
 		Outbound: map[ir.OutboundKey]*ir.Outbound{},
 	}
 	for _, w := range store.All(r, store.Workloads) {
-		k := ProxyKey{w.Key}
+		k := ProxyKey{Workload: w.Key}
 		a := store.Eval(r, AudienceOf, k)
 		out.Audiences[w.Key] = a
 		out.Outbound[a.Outbound] = store.Eval(r, Outbound, a.Outbound)
@@ -230,7 +230,7 @@ func TestCostOfOneEndpoint(t *testing.T) {
 	}
 	s.Commit(&b)
 	s.Update(func(tx *store.Tx) {
-		_, a := store.Retain(tx, AudienceOf, ProxyKey{model.WorkloadKey{Namespace: "a", ServiceAccount: "s0", Instance: "s0-0"}})
+		_, a := store.Retain(tx, AudienceOf, ProxyKey{Workload: model.WorkloadKey{Namespace: "a", ServiceAccount: "s0", Instance: "s0-0"}})
 		for _, k := range a.Clusters {
 			store.Retain(tx, Cluster, k)
 			store.Retain(tx, Endpoints, ir.EndpointsKey{Cluster: k, From: a.From})

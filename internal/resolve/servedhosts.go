@@ -33,7 +33,8 @@ type hostLayout struct {
 	starts []string
 	parts  map[string][]servedHost // by start
 	hosts  map[string]bool         // of all services, with a virtual host or without
-	names  map[string]bool         // all domains, without the port
+	names  map[string]string       // all domains, without the port, and the hosts that have them
+	at     map[string]string       // by host of a service: the part that it is in
 	bare   map[string][]string     // bare names by namespace, without the port
 }
 
@@ -46,7 +47,7 @@ var servedHosts = store.NewRule("served hosts", (*hostLayout).equal, func(r *sto
 	services := httpServices(store.Eval(r, portServices, viewPort{k.View, k.Port}))
 	out := &hostLayout{
 		starts: []string{""}, parts: map[string][]servedHost{},
-		hosts: make(map[string]bool, len(services)), names: make(map[string]bool, 4*len(services)), bare: map[string][]string{},
+		hosts: make(map[string]bool, len(services)), names: make(map[string]string, 4*len(services)), at: make(map[string]string, len(services)), bare: map[string][]string{},
 	}
 	domain, port := meshConfig(r).ClusterDomain, strconv.FormatUint(uint64(k.Port), 10)
 	start := ""
@@ -56,7 +57,7 @@ var servedHosts = store.NewRule("served hosts", (*hostLayout).equal, func(r *sto
 		if k.Client != "" && k.Client == s.Key.Namespace {
 			names, bare = append(names, bare...), nil
 		}
-		assigned := out.assign(names, port)
+		assigned := out.assign(s.Key.Host, names, port)
 		if assigned == "" {
 			continue
 		}
@@ -67,6 +68,7 @@ var servedHosts = store.NewRule("served hosts", (*hostLayout).equal, func(r *sto
 			start = s.Key.Host
 			out.starts = append(out.starts, start)
 		}
+		out.at[s.Key.Host] = start
 		out.parts[start] = append(out.parts[start], servedHost{s.Key, assigned, withPort(bare, port)})
 	}
 	return out
@@ -97,12 +99,12 @@ func fnv(s string) uint32 {
 }
 
 // assign takes those names that are free; none, if the first is not.
-func (l *hostLayout) assign(names []string, port string) string {
+func (l *hostLayout) assign(host string, names []string, port string) string {
 	free := names[:0:0]
 	for i, name := range names {
 		switch {
-		case name != everyone && !l.names[name]:
-			l.names[name] = true
+		case name != everyone && l.names[name] == "":
+			l.names[name] = host
 			free = append(free, name)
 		case i == 0:
 			return ""
@@ -213,7 +215,7 @@ var bareDomains = store.NewRule("bare domains", func(a, b bareNameSet) bool {
 	layout := store.Eval(r, servedHosts, k.Hosts)
 	out := bareNameSet{names: layout.bare[k.Namespace]}
 	for _, name := range out.names {
-		if layout.names[name] {
+		if layout.names[name] != "" {
 			out.claimed = append(out.claimed, name)
 		}
 	}
@@ -250,7 +252,7 @@ var freeHosts = store.NewRule("free hosts", func(a, b []freeVirtualService) bool
 			switch {
 			case layout.serves(host):
 				here = true
-			case host != everyone && !layout.names[host]:
+			case host != everyone && layout.names[host] == "":
 				free = append(free, host)
 			}
 		}

@@ -86,7 +86,7 @@ var supportedFields = map[protoreflect.FullName][]string{
 	),
 	"istio.mesh.v1alpha1.MeshConfig": fields("connectTimeout tcpKeepalive trustDomain trustDomainAliases rootNamespace "+
 		"defaultServiceExportTo defaultVirtualServiceExportTo defaultDestinationRuleExportTo enableAutoMtls h2UpgradePolicy defaultHttpRetryPolicy",
-		"outboundTrafficPolicy.", "mode", "localityLbSetting.", "enabled", "defaultConfig.", "meshId"),
+		"outboundTrafficPolicy.", "mode", "localityLbSetting.", "enabled", "defaultConfig.", "meshId proxyMetadata"),
 }
 
 const workloadEntryFields = "address ports labels network locality weight serviceAccount"

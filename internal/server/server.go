@@ -29,6 +29,7 @@ import (
 	"isthmus.dev/internal/discovery"
 	"isthmus.dev/internal/enroll"
 	"isthmus.dev/internal/kubeapi"
+	"isthmus.dev/internal/learn"
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/resolve"
 	kubesource "isthmus.dev/internal/source/kube"
@@ -280,9 +281,16 @@ func (s *server) read(ctx context.Context, g *errgroup.Group) error {
 	s.store = store.New(s.log.With("component", "store"))
 	s.status = status.New(status.Config{Client: s.dynamic, Log: s.log.With("component", "status")})
 	observer := &observer{ctx: ctx, server: s}
-	s.mesh = discovery.New(s.store, discovery.Options{Observer: observer, Log: s.log.With("component", "discovery"),
+	learned, err := learn.New(learn.Config{Client: s.dynamic, Writer: s.store, Log: s.log.With("component", "learn")})
+	if err != nil {
+		return err
+	}
+	g.Go(func() error {
+		learned.Run(ctx)
+		return nil
+	})
+	s.mesh = discovery.New(s.store, discovery.Options{Observer: observer, Learner: learned, Log: s.log.With("component", "discovery"),
 		AllowUnauthenticated: s.XDSPlaintext != ""})
-	var err error
 	s.source, err = kubesource.New(kubesource.Config{
 		Kube: s.kube, Istio: s.istio, Writer: s.store, Reporter: s.status, Unsupported: resolve.Unsupported,
 		Cluster: "Kubernetes", ClusterDomain: "cluster.local", RootNamespace: rootNamespace,

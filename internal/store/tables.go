@@ -21,6 +21,9 @@ var (
 	PeerAuthentications   = NewTable[model.Key, *model.PeerAuthentication]("peerauthentications", model.Key.Compare)
 	AuthorizationPolicies = NewTable[model.Key, *model.AuthorizationPolicy]("authorizationpolicies", model.Key.Compare)
 
+	// LearnedScopes are by the namespace and name of workload groups.
+	LearnedScopes = NewTable[model.Key, *model.Learned]("learnedscopes", model.Key.Compare)
+
 	// MeshConfigs has one row, with the zero key.
 	MeshConfigs = NewTable[model.Key, *model.MeshConfig]("meshconfigs", model.Key.Compare)
 )

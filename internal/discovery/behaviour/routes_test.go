@@ -49,7 +49,7 @@ func newMesh(t *testing.T, features []string, rows ...any) *mesh {
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	s := store.New(log)
 	m := &mesh{t: t, store: s, discovery: discovery.New(s, discovery.Options{Log: log}), client: meshtest.VM("shop", "client", 200, nil)}
-	m.apply(append(rows, meshtest.MeshConfig(), m.client)...)
+	m.apply(append([]any{meshtest.MeshConfig(), m.client}, rows...)...)
 	s.Open()
 	secrets := envoytest.NewServer(t)
 	secrets.SetIdentity(envoytest.NewAuthority(t), meshtest.Identity(m.client), nil)
