@@ -124,7 +124,8 @@ func checkMetrics(t *testing.T, d *running) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: meshtest.Node(meshtest.VM("default", "client", 1, nil)), TypeUrl: xds.ClusterType}); err != nil {
+	client := meshtest.VM("default", "client", 1, nil)
+	if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: meshtest.Node(client), TypeUrl: xds.ClusterType}); err != nil {
 		t.Fatal(err)
 	}
 	answer, err := stream.Recv()
@@ -152,6 +153,7 @@ func checkMetrics(t *testing.T, d *running) {
 		}
 		return true
 	})
+	checkWhy(t, d, "measured", client.Key.Instance)
 	hangUp()
 	checkSaved(t, d, cc, answer.Resources)
 	eventually(t, "the proxy is gone", func() bool { return d.scrape(t)["pilot_xds"] == before["pilot_xds"] })

@@ -1,0 +1,58 @@
+package server
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"slices"
+	"testing"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	controlv1 "isthmus.dev/api/control/v1"
+)
+
+// checkWhy asks about a service and its VirtualService, while a proxy is given them.
+func checkWhy(t *testing.T, d *running, service, proxy string) {
+	kube, _ := d.clients(t)
+	token, err := kube.CoreV1().ServiceAccounts(rootNamespace).CreateToken(t.Context(), controlv1.Reader,
+		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{controlv1.Audience}}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(path string, query url.Values, into any) {
+		t.Helper()
+		code, body := d.get(t, path+"?"+query.Encode(), token.Status.Token)
+		if err := json.Unmarshal(body, into); err != nil || code != http.StatusOK {
+			t.Fatalf("%s is answered %d %s", path, code, body)
+		}
+	}
+	cluster := "outbound|80||" + service + ".default.svc.cluster.local"
+	for path, query := range map[string]url.Values{
+		controlv1.WhyPath: {"kind": {"clusters"}, "name": {cluster}},
+		controlv1.ProxiesPath + "/default/" + proxy + "/why": {"name": {cluster}}, // there are endpoints of that name, too
+	} {
+		var why controlv1.Explanation
+		ask(path, query, &why)
+		i := slices.IndexFunc(why.Resources, func(r controlv1.ExplainedResource) bool { return r.Kind == "clusters" })
+		if i < 0 || why.Revision == 0 {
+			t.Fatalf("%s: %+v", path, why)
+		}
+		r := why.Resources[i]
+		if !slices.Equal(r.Proxies, []string{"default/" + proxy}) || r.ProxyCount != 1 || r.Name != cluster || !reads(r.Cause, "services", "default/"+service) {
+			t.Errorf("%s: %+v", path, r)
+		}
+	}
+	var reach controlv1.Reach
+	ask(controlv1.ReachPath, url.Values{"object": {"Service"}, "namespace": {"default"}, "name": {service}}, &reach)
+	if !slices.Contains(reach.Resources, controlv1.ReachedResource{Kind: "clusters", Name: cluster}) {
+		t.Errorf("the service reaches %+v", reach)
+	}
+}
+
+// reads tells whether a row is among the causes.
+func reads(c *controlv1.Cause, table, row string) bool {
+	return c.Table == table && slices.Contains(c.Rows, row) ||
+		slices.ContainsFunc(c.Causes, func(below *controlv1.Cause) bool { return reads(below, table, row) })
+}
