@@ -37,6 +37,7 @@ func (s *Source) factsOf(pod *corev1.Pod) *podFacts {
 		Node:      s.pool.string(pod.Spec.NodeName),
 		Health:    podHealth(pod),
 		TLS:       podTLS(pod),
+		Scope:     scopeOf(pod.Annotations),
 	}
 	p := s.podPorts(pod)
 	row.Ports, row.ServicePorts = p.named, p.served

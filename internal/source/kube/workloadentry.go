@@ -170,6 +170,7 @@ func (s *Source) entryWorkload(e *entryJSON) *model.Workload {
 		Locality:  parseLocality(s.pool.string(e.Spec.Locality)),
 		Weight:    e.Spec.Weight,
 		TLS:       entryTLS(labels, e.Spec.ServiceAccount),
+		Scope:     scopeOf(e.Metadata.Annotations),
 	}
 	row.Labels = s.pool.labelsOf(withCanonical(labels, workload))
 	if l, ok := localityOf(row.Labels); ok && e.Spec.Locality == "" {
