@@ -25,8 +25,9 @@ type scenario struct {
 	Proxies   int       `json:"proxies"`
 	Mode      load.Mode `json:"mode"`
 	Uses      int       `json:"uses,omitempty"` // on demand: the services that a proxy uses
-	// Warm connects ten proxies first, and has all pushed to them once: istiod fills
-	// its cache only in pushes, never in the answers to first requests.
+	// Warm connects proxies first, that stay. On demand: as many, of the same groups,
+	// so that what these use is known. Else ten, and all is pushed to them once: istiod
+	// fills its cache only in pushes, never in the answers to first requests.
 	Warm bool `json:"warm,omitempty"`
 	// Changes is how often each kind of change is made.
 	Changes int `json:"changes,omitempty"`
@@ -123,6 +124,9 @@ func (b *bench) run(ctx context.Context, sc scenario, istiod bool) (result, erro
 	for o := range mesh.Objects() {
 		api.Put(o.Resource, o.Content)
 	}
+	if sc.Mode == load.OnDemand {
+		api.Put("configmaps", onDemandSetting())
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return r, err
@@ -168,6 +172,12 @@ type measurement struct {
 	number  int // of the last change
 }
 
+// onDemandSetting is the mesh's, in its MeshConfig.
+func onDemandSetting() map[string]any {
+	return map[string]any{"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"namespace": "istio-system", "name": "istio"},
+		"data": map[string]any{"mesh": "defaultConfig: {proxyMetadata: {ISTHMUS_SCOPE: on-demand}}"}}
+}
+
 // profile begins to take profiles: of the CPU for 10 s, which a first
 // configuration is within, and of the heap when that is over.
 func (m *measurement) profile(ctx context.Context, dir string) (wait func() error) {
@@ -193,14 +203,18 @@ func (m *measurement) run(ctx context.Context) error {
 		m.PeakMB = mb(before.peak)
 		return nil
 	}
+	replicas := 0
 	if m.Warm {
 		stop, err := m.warm(ctx)
 		if err != nil {
 			return err
 		}
 		defer stop()
+		if m.Mode == load.OnDemand {
+			replicas = m.Services // the second endpoints of the same services
+		}
 	}
-	if m.load, err = m.newLoad(m.Proxies, m.Mode); err != nil {
+	if m.load, err = m.newLoad(replicas, m.Proxies); err != nil {
 		return err
 	}
 	defer m.load.Stop()
@@ -235,12 +249,13 @@ func (m *measurement) run(ctx context.Context) error {
 // demand use it too.
 func (m *measurement) changedService() int { return 0 }
 
-func (m *measurement) newLoad(n int, mode load.Mode) (*load.Load, error) {
-	o := load.Options{Address: m.server.ads, Mode: mode, Timeout: m.timeout}
-	if mode == load.Split || mode == load.OnDemand {
+// newLoad makes n of the mesh's proxies, from one on.
+func (m *measurement) newLoad(from, n int) (*load.Load, error) {
+	o := load.Options{Address: m.server.ads, Mode: m.Mode, Timeout: m.timeout}
+	if m.Mode == load.Split || m.Mode == load.OnDemand {
 		o.Features = []string{xds.SplitRoutesFeature}
 	}
-	if mode == load.OnDemand {
+	if m.Mode == load.OnDemand {
 		o.Uses = func(p int) []load.Destination {
 			uses := []load.Destination{destination(m.changedService())}
 			for k := 1; k < m.Uses; k++ {
@@ -250,7 +265,7 @@ func (m *measurement) newLoad(n int, mode load.Mode) (*load.Load, error) {
 		}
 	}
 	var workloads []load.Workload
-	for _, p := range m.mesh.Proxies(n) {
+	for _, p := range m.mesh.Proxies(from + n)[from:] {
 		workloads = append(workloads, load.Workload(p))
 	}
 	return load.New(o, workloads)
@@ -264,9 +279,13 @@ func destination(service int) load.Destination {
 	}
 }
 
-// warm connects ten proxies, one of each namespace, and has all pushed to them.
+// warm connects the proxies that are there before.
 func (m *measurement) warm(ctx context.Context) (stop func(), err error) {
-	few, err := m.newLoad(10, m.Mode)
+	n := 10 // one of each namespace
+	if m.Mode == load.OnDemand {
+		n = m.Proxies
+	}
+	few, err := m.newLoad(0, n)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"isthmus.dev/test/scale/load"
 )
 
 // column of the table of results: a figure, and how it is printed. Less is better
@@ -91,7 +93,10 @@ func (s scenario) size() string {
 
 func (s scenario) client() string {
 	name := map[string]string{"delta": "delta", "split": "delta, split routes", "ondemand": fmt.Sprintf("on demand, %d used", s.Uses), "sotw": "state of the world"}[string(s.Mode)]
-	if s.Warm {
+	switch {
+	case s.Warm && s.Mode == load.OnDemand:
+		name += ", known"
+	case s.Warm:
 		name += ", warm"
 	}
 	return name
@@ -107,7 +112,7 @@ func (f *file) factors(w io.Writer, other *file, server string) {
 		}
 		them := *r
 		if server != r.Server { // istiod knows one kind of client
-			them.Mode, them.Uses = "delta", 20
+			them.Mode, them.Uses, them.Warm = load.Delta, 20, false
 		}
 		o := other.find(server, them.name())
 		if o == nil {

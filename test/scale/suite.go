@@ -35,6 +35,7 @@ func suites() map[string][]step {
 		return scenario{Services: services, Endpoints: endpoints, Proxies: proxies, Changes: 5, Uses: 20}
 	}
 	warm := func(sc scenario) step { sc.Warm, sc.Mode = true, load.Delta; return step{sc, true, false} }
+	known := func(sc scenario) step { sc.Warm, sc.Mode = true, load.OnDemand; return step{sc, false, true} }
 	churn := func(sc scenario, rate, seconds int) scenario {
 		sc.Changes, sc.Churn, sc.ChurnSeconds = 0, rate, seconds
 		return sc
@@ -42,15 +43,15 @@ func suites() map[string][]step {
 	small, middle, large := size(100, 10, 100), size(1000, 10, 500), size(2000, 10, 1000)
 	short := []step{
 		both(small), ours(load.Split, small), ours(load.SotW, small), ours(load.OnDemand, small),
-		both(middle), warm(middle), ours(load.Split, middle), ours(load.OnDemand, middle),
+		both(middle), warm(middle), ours(load.Split, middle), ours(load.OnDemand, middle), known(middle),
 		ours(load.Split, churn(small, 1000, 10)),
 		both(size(2000, 10, 0)),
 	}
 	full := append(slices.Clone(short),
 		warm(large), ours(load.Split, large), ours(load.OnDemand, large), ours(load.SotW, middle),
-		ours(load.OnDemand, size(10000, 10, 2000)),
+		ours(load.OnDemand, size(10000, 10, 2000)), known(size(10000, 10, 2000)),
 		ours(load.Split, churn(middle, 1000, 60)),
-		ours(load.Delta, size(20000, 10, 0)),
+		both(size(20000, 10, 0)),
 	)
 	var curves []step
 	for _, c := range []scenario{

@@ -136,7 +136,7 @@ func (s *Server) Compact() {
 // and served; without names, those of all kinds of Istio's and ours.
 func (s *Server) Declare(names ...string) {
 	if len(names) == 0 {
-		names = []string{"jointokens.isthmus.dev"}
+		names = []string{"jointokens.isthmus.dev", "learnedscopes.isthmus.dev"}
 		for k := range istioscheme.Scheme.AllKnownTypes() {
 			if strings.HasSuffix(k.Group, ".istio.io") {
 				names = append(names, resourceOf(k.Kind)+"."+k.Group)
@@ -215,7 +215,7 @@ func resourceOf(kind string) string {
 
 // kinds by resource: clients list what has no object yet, too.
 var kinds = func() map[string]string {
-	m := map[string]string{"jointokens": "JoinToken", "customresourcedefinitions": "CustomResourceDefinition"}
+	m := map[string]string{"jointokens": "JoinToken", "learnedscopes": "LearnedScope", "customresourcedefinitions": "CustomResourceDefinition"}
 	for _, s := range []*runtime.Scheme{kubescheme.Scheme, istioscheme.Scheme} {
 		for k := range s.AllKnownTypes() {
 			m[resourceOf(k.Kind)] = k.Kind
