@@ -21,8 +21,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	agentv1 "isthmus.dev/api/agent/v1"
+	controlv1 "isthmus.dev/api/control/v1"
 	"isthmus.dev/internal/xds"
 )
 
@@ -102,6 +107,38 @@ func TestCallers(t *testing.T) {
 	}
 	if n := len(c.young) + len(c.old); n > 2*mostCallers {
 		t.Errorf("%d are remembered", n)
+	}
+}
+
+// TestTooManyAPIRequests: one source is told to come again, another one is not.
+func TestTooManyAPIRequests(t *testing.T) {
+	var shed shedding
+	kube := fake.NewClientset()
+	kube.PrependReactor("create", "tokenreviews", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, &authenticationv1.TokenReview{}, nil
+	})
+	api := &controlAPI{kube: kube, sources: newCallers(0, 1), shed: &shed, log: slog.New(slog.DiscardHandler)}
+	mux := http.NewServeMux()
+	api.register(mux)
+	for _, c := range []struct {
+		from string
+		want int
+	}{
+		{"192.0.2.1:1", http.StatusUnauthorized}, // the token is looked at, and no good
+		{"192.0.2.1:2", http.StatusTooManyRequests},
+		{"192.0.2.2:1", http.StatusUnauthorized},
+	} {
+		r := httptest.NewRequest(http.MethodGet, controlv1.ProxiesPath, http.NoBody)
+		r.RemoteAddr = c.from
+		r.Header.Set("Authorization", "Bearer x")
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, r)
+		if w.Code != c.want || (w.Header().Get("Retry-After") == "1") != (c.want == http.StatusTooManyRequests) {
+			t.Errorf("%s: %d %v %s", c.from, w.Code, w.Header(), w.Body)
+		}
+	}
+	if shed.api.Load() != 1 {
+		t.Errorf("%d are counted", shed.api.Load())
 	}
 }
 

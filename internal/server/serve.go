@@ -86,7 +86,7 @@ func (s *server) serveMain(ctx context.Context, g *errgroup.Group, l net.Listene
 	strangers := serveGRPC(split.open, grpc.MaxRecvMsgSize(strangerMessage), grpc.MaxConcurrentStreams(strangerStreams))
 
 	mux := http.NewServeMux()
-	api := &controlAPI{kube: s.reviews, sources: newCallers(apiRate, apiBurst), users: newCallers(apiRate, apiBurst), shed: &s.shed,
+	api := &controlAPI{kube: s.reviews, sources: newCallers(apiRate, apiBurst), shed: &s.shed,
 		mesh: s.mesh, log: s.log.With("component", "api"),
 		revision: func() uint64 { return s.store.Stats().Revision }}
 	api.register(mux)
