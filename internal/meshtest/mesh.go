@@ -121,6 +121,8 @@ func Put(b *store.Batch, row any) error {
 		store.Put(b, store.VirtualServices, r.Meta.Key, r)
 	case *model.DestinationRule:
 		store.Put(b, store.DestinationRules, r.Meta.Key, r)
+	case *model.Learned:
+		store.Put(b, store.LearnedScopes, r.Key, r)
 	case *model.Sidecar:
 		store.Put(b, store.Sidecars, r.Meta.Key, r)
 	case *model.PeerAuthentication:
@@ -150,6 +152,8 @@ func Remove(b *store.Batch, row any) error {
 		store.Delete(b, store.VirtualServices, r.Meta.Key)
 	case *model.DestinationRule:
 		store.Delete(b, store.DestinationRules, r.Meta.Key)
+	case *model.Learned:
+		store.Delete(b, store.LearnedScopes, r.Key)
 	case *model.Sidecar:
 		store.Delete(b, store.Sidecars, r.Meta.Key)
 	case *model.PeerAuthentication:
