@@ -147,7 +147,7 @@ func (a *agent) prepareParts(ctx context.Context) error {
 		return err
 	}
 	a.cache = cache.Open(cache.Options{
-		Dir: a.c.Directories.Cache(), Node: node, Targets: []string{"dns:///" + a.c.Server.Address},
+		Dir: a.c.Directories.Cache(), Node: node, Targets: controlplane.Targets(a.c.Server),
 		Dial: []grpc.DialOption{controlplane.Credentials(a.c.Server, a.source)}, Log: a.log,
 	})
 	path, err := envoyPath(a.c)

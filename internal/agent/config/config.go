@@ -54,7 +54,7 @@ type Config struct {
 
 // Server is the control plane.
 type Server struct {
-	Address string `yaml:"address"`        // HOST:15012
+	Address string `yaml:"address"`        // HOST:15012; of several replicas, with commas in between
 	Name    string `yaml:"name,omitempty"` // expected in its certificate; empty: the host of Address
 	CAFile  string `yaml:"caFile"`         // PEM roots trusted before there is an identity
 	// TokenFile holds a Kubernetes service account token (pods): evidence for the
@@ -243,8 +243,11 @@ func (c *Config) Validate() error {
 	if c.Mode != ModeVM && c.Mode != ModePod {
 		return fmt.Errorf("mode is %q: want vm or pod", c.Mode)
 	}
+	if err := c.Server.validate(); err != nil {
+		return err
+	}
 	addresses := map[string]string{
-		"server.address": c.Server.Address, "listen.admin": c.Listen.Admin, "listen.metrics": c.Listen.Metrics,
+		"listen.admin": c.Listen.Admin, "listen.metrics": c.Listen.Metrics,
 		"listen.ready": c.Listen.Ready, "listen.envoyMetrics": c.Listen.EnvoyMetrics,
 	}
 	for field, a := range addresses {
@@ -269,16 +272,41 @@ func (c *Config) Validate() error {
 	return nil
 }
 
+// Addresses of the control plane, each HOST:PORT.
+func (s Server) Addresses() []string {
+	addresses := strings.Split(s.Address, ",")
+	for i := range addresses {
+		addresses[i] = strings.TrimSpace(addresses[i])
+	}
+	return addresses
+}
+
 // ServerName is what the control plane's certificate must name.
 func (s Server) ServerName() string {
 	if s.Name != "" {
 		return s.Name
 	}
-	host, _, err := net.SplitHostPort(s.Address)
+	return hostOf(s.Addresses()[0])
+}
+
+func hostOf(address string) string {
+	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return s.Address
+		return address
 	}
 	return strings.Trim(host, "[]")
+}
+
+func (s Server) validate() error {
+	for _, a := range s.Addresses() {
+		if _, port, err := net.SplitHostPort(a); err != nil || !validPort(port) {
+			return fmt.Errorf("server.address is %q: want HOST:PORT, or several with commas in between", s.Address)
+		}
+		if hostOf(a) != s.ServerName() && s.Name == "" {
+			return errors.New("server.address has several hosts: set server.name to what the certificate of each of them names")
+		}
+	}
+	return nil
 }
 
 // Duration is written as "45s".

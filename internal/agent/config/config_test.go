@@ -38,6 +38,8 @@ func TestLoadRefuses(t *testing.T) {
 		{"mistyped field", head + "envoi: {}\n", "envoi"},
 		{"another version", "apiVersion: isthmus.dev/agent/v9\n", "this agent reads"},
 		{"no server", "apiVersion: isthmus.dev/agent/v1\n", "server.address"},
+		{"a server without a port", "apiVersion: isthmus.dev/agent/v1\nserver: {address: 'a:15012,b'}\n", "server.address"},
+		{"servers of several names", "apiVersion: isthmus.dev/agent/v1\nserver: {address: 'a:15012,b:15012'}\n", "server.name"},
 		{"wildcard resolver", head + "dns: {listen: ['0.0.0.0:15053']}\n", "never the wildcard"},
 		{"bad duration", head + "envoy: {drain: soon}\n", "not a duration"},
 		{"relative directory", head + "directories: {run: here}\n", "absolute path"},

@@ -36,7 +36,8 @@ type Client struct {
 // Client; certificate nil or its answer nil: none yet. Nothing is dialled before
 // the first call.
 func Connect(server config.Server, roots func() *x509.CertPool, certificate func() *tls.Certificate) (*Client, error) {
-	conn, err := grpc.NewClient("dns:///"+server.Address,
+	target, opts := dialAny(server)
+	conn, err := grpc.NewClient(target, append(opts,
 		grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig(server, roots, certificate))),
 		// A replica that hangs is left within 20 s.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
@@ -45,7 +46,7 @@ func Connect(server config.Server, roots func() *x509.CertPool, certificate func
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
-	)
+	)...)
 	if err != nil {
 		return nil, fmt.Errorf("control plane %s: %w", server.Address, err)
 	}

@@ -76,6 +76,32 @@ func TestJoinRenewLeave(t *testing.T) {
 	}
 }
 
+// Of several addresses one that answers is enough.
+func TestSeveralAddresses(t *testing.T) {
+	cp := agenttest.NewControlPlane(t)
+	id, err := join(t, cp, cp.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := config.Server{Address: agenttest.Address(t) + ", " + cp.Address}
+	if err := Check(t.Context(), server, id.Roots); err != nil {
+		t.Error(err)
+	}
+	for range 4 { // of which some begin with the other one
+		c, err := ForIdentity(server, identity.NewSource(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Register(t.Context(), "vm-1", nil); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+	}
+	if got := Targets(server); len(got) != 2 || got[1] != "dns:///"+cp.Address {
+		t.Errorf("targets %v", got)
+	}
+}
+
 func TestJoinRefused(t *testing.T) {
 	cp := agenttest.NewControlPlane(t)
 	if _, err := join(t, cp, "wrong"); err == nil || !strings.Contains(err.Error(), "isthmus vm invite") || strings.Contains(err.Error(), "rpc error") {

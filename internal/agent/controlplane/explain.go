@@ -74,7 +74,7 @@ func (e *callError) Unwrap() error { return e.err }
 func Check(ctx context.Context, server config.Server, roots []*x509.Certificate) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	nc, err := (&net.Dialer{}).DialContext(ctx, "tcp", server.Address)
+	nc, err := dialFirst(ctx, server)
 	if err != nil {
 		return unreachable(server, err)
 	}
@@ -130,11 +130,12 @@ func FetchRoots(ctx context.Context, server config.Server, pin string) ([]*x509.
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+server.Address+"/join/ca.pem", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+server.Addresses()[0]+"/join/ca.pem", nil)
 	if err != nil {
 		return nil, err
 	}
 	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialFirst(ctx, server) },
 		// What comes is believed only for its hash.
 		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}},
 		DisableKeepAlives: true,
