@@ -294,9 +294,12 @@ func TestReplicas(t *testing.T) {
 
 	leader := r.leader()
 	leader.end(t, syscall.SIGKILL)
+	killed := time.Now()
 	r.connected("all have a stream to others", leader.Listen)
+	t.Logf("all have a stream to others after %s", time.Since(killed))
 	r.serves("after") // at once
 	eventually(t, "another one leads", func() bool { return r.leader() != nil })
+	t.Logf("another one leads after %s", time.Since(killed))
 	r.problem("after")
 	r.entriesAre("connected")
 
@@ -308,10 +311,13 @@ func TestReplicas(t *testing.T) {
 	within(t, 90*time.Second, "the one that was added gets proxies", func() bool { return added.scrape(t)["pilot_xds"] >= 2 })
 
 	leader = r.leader()
+	ended := time.Now()
 	leader.end(t, syscall.SIGTERM)
 	r.connected("all have a stream to those that are left", leader.Listen)
+	t.Logf("handed over after %s", time.Since(ended))
 	r.serves("handed-over")
 	eventually(t, "another one leads", func() bool { return r.leader() != nil })
+	t.Logf("another one leads after %s", time.Since(ended))
 	r.entriesAre("connected still")
 	r.writtenOnce()
 }
