@@ -141,7 +141,7 @@ func (t *tableState[K, V]) cells(r *row[K, V]) []vertexID {
 }
 
 // cells are those of the buckets that a row is in.
-func (s *bucketsOf[K, V, I]) cells(r *row[K, V]) []vertexID {
+func (s *bucketsOf[K, V, I]) cells(r *row[K, V]) []vertexID { //nolint:unused // it is: as an indexState
 	var out []vertexID
 	for _, k := range s.ix.keys(r.key, r.value) {
 		if b := s.buckets[k]; b != nil {
