@@ -193,8 +193,7 @@ func (m *measurement) profile(ctx context.Context, dir string) (wait func() erro
 func (m *measurement) run(ctx context.Context) error {
 	m.Server = m.server.name
 	m.StartupS = m.server.startup.Seconds()
-	time.Sleep(time.Second) // what is done after it is ready
-	before, err := m.server.usage()
+	before, err := m.idle()
 	if err != nil {
 		return err
 	}
@@ -248,6 +247,20 @@ func (m *measurement) run(ctx context.Context) error {
 // changedService is the one whose endpoints and route are changed: all proxies on
 // demand use it too.
 func (m *measurement) changedService() int { return 0 }
+
+// idle waits until the server is done with what it does after it is ready, such as
+// writing the status of objects, and says what it used until then.
+func (m *measurement) idle() (u usage, err error) {
+	const pause = 500 * time.Millisecond
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		before := u.cpu
+		time.Sleep(pause)
+		if u, err = m.server.usage(); err != nil || before > 0 && u.cpu-before <= pause/50 {
+			return u, err
+		}
+	}
+	return u, nil
+}
 
 // newLoad makes n of the mesh's proxies, from one on.
 func (m *measurement) newLoad(from, n int) (*load.Load, error) {
@@ -307,7 +320,7 @@ func (m *measurement) warm(ctx context.Context) (stop func(), err error) {
 }
 
 func (m *measurement) first(ctx context.Context) error {
-	before, err := m.server.usage()
+	before, err := m.idle()
 	if err != nil {
 		return err
 	}
