@@ -60,7 +60,7 @@ when that object changes.`,
 		return o.completeProxies(c.Context(), 0)
 	})
 	_ = cmd.RegisterFlagCompletionFunc("object", cobra.FixedCompletions(
-		[]string{"virtualservice/", "destinationrule/", "service/", "serviceentry/", "workloadentry/", "pod/", "authorizationpolicy/", "peerauthentication/"},
+		[]string{"virtualservice/", "destinationrule/", "service/", "serviceentry/", "workloadentry/", "pod/", "authorizationpolicy/", "peerauthentication/", "sidecar/"},
 		cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace))
 	return cmd
 }

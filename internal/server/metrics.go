@@ -157,10 +157,11 @@ func (c *collector) streams(gauge, counter sender) {
 var (
 	configKinds = map[string]string{
 		"virtualservices": "VirtualService", "destinationrules": "DestinationRule",
-		"peerauthentications": "PeerAuthentication", "authorizationpolicies": "AuthorizationPolicy",
+		"peerauthentications": "PeerAuthentication", "authorizationpolicies": "AuthorizationPolicy", "sidecars": "Sidecar",
 	}
 	triggerTypes = map[string]string{
 		"virtualservices": "config", "destinationrules": "config", "peerauthentications": "config", "authorizationpolicies": "config",
+		"sidecars": "config",
 		"services": "service", "workloads": "endpoint", "endpointslices": "endpoint", "meshconfigs": "global", "namespaces": "namespace",
 	}
 )
