@@ -38,6 +38,10 @@ func TestVirtualHosts(t *testing.T) {
 			{"set vh/q/a=1", ""}, {"sub rds q", "rds q=1; vh q/a=1"}}},
 		{name: "a route without hosts", up: true, lines: [][2]string{
 			{"sub rds q", "rds q=1; vh -q/-none-"}, {"ack rds", ""}, {"ack vh", ""}, {"set vh/q/a=1", "vh q/a=1"}}},
+		{name: "refused beside a route without hosts", lines: [][2]string{
+			{start, ""}, {"sub cds *", "cds a=1 b=1"}, {"ack cds", ""}, {"sub rds r q", "rds r=1 q=1; vh r/a=1 r/b=1 -q/-none-"}, {"ack rds", ""},
+			{"nack vh r/a is bad", "vh r/b=1 -q/-none-"}, {"ack vh", "vh r/a=1"}, {"nack vh bad", ""},
+			{"set vh/r/a=2", "vh r/a=2"}, {"ack vh", ""}, {"set -cds/b", "cds -b"}}},
 		{name: "a route that does not exist yet", up: true, lines: [][2]string{
 			{"sub rds x", "rds -x"}, {"ack rds", ""}, {"set rds/x=1", "rds x=1; vh -x/-none-"}, {"ack rds", ""}, {"ack vh", ""}, {"set vh/x/a=1", "vh x/a=1"}}},
 		{name: "a changed host is sent alone", up: true, lines: [][2]string{{"set vh/r/a=2", "vh r/a=2"}}},

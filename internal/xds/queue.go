@@ -128,7 +128,7 @@ func (q *removals) again(names []string, push uint64) {
 			q.live = map[string]uint64{}
 		}
 		q.live[name] = push
-		q.list = slices.Insert(q.list, 0, removal{name: name, push: push, ripe: push})
+		q.list = slices.Insert(q.list, 0, removal{name: name, push: push, ripe: max(push, 1)}) // 0 is that it is not due
 	}
 }
 
