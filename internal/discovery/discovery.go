@@ -232,6 +232,11 @@ func (m *Mesh) place(tx *store.Tx, sub *subscription) {
 	if a.OnDemand {
 		group, _ := tx.Result(sub.roots[2]).(ir.ObjectKey)
 		to[demandPlace] = m.demandOf(tx, demandKey{a.Visibility, a.From, group})
+		if to[demandPlace] != sub.place[demandPlace] {
+			for n := range sub.asked {
+				to[demandPlace].demand.answer(tx, n.typeURL, []string{n.name})
+			}
+		}
 	}
 	m.move(sub, to)
 }

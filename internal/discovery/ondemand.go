@@ -127,10 +127,6 @@ func (d *demand) bring(tx *store.Tx, root store.Root, is *ir.Destination) {
 	add := func(output store.Root) {
 		if d.holders[output]++; d.holders[output] > 1 {
 			s.drop(tx, output) // once is enough
-		} else {
-			for _, r := range s.mesh.outputs[output].resources {
-				s.set(s.mesh.outputs[output], r)
-			}
 		}
 		roots = append(roots, output)
 	}
@@ -144,17 +140,27 @@ func (d *demand) bring(tx *store.Tx, root store.Root, is *ir.Destination) {
 	for _, k := range is.Hosts {
 		add(hold(tx, s, rules.Host, k))
 	}
-	before := d.held[root]
-	d.held[root] = roots
-	for _, output := range before {
-		if d.holders[output]--; d.holders[output] > 0 {
-			continue
+	var gone []store.Root
+	for _, output := range d.held[root] {
+		if d.holders[output]--; d.holders[output] == 0 {
+			delete(d.holders, output)
+			gone = append(gone, output)
 		}
-		delete(d.holders, output)
-		for _, r := range s.mesh.outputs[output].resources {
-			s.unset(s.mesh.outputs[output], r)
+	}
+	d.held[root] = roots
+	// What is new may have the names, and the bytes, of what goes.
+	for _, output := range gone {
+		o := s.mesh.outputs[output]
+		for _, r := range o.resources {
+			s.unset(o, r)
 		}
 		s.drop(tx, output)
+	}
+	for _, output := range roots {
+		o := s.mesh.outputs[output]
+		for _, r := range o.resources {
+			s.set(o, r)
+		}
 	}
 }
 
@@ -227,12 +233,20 @@ func (s *subscription) ask(typeURL string, names []string) {
 		return
 	}
 	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return name == "*" })
-	if len(names) == 0 || s.view().parts[demandPlace] == nil {
+	if len(names) == 0 {
 		return
 	}
 	var learned []string
 	var group ir.ObjectKey
 	s.mesh.store.Update(func(tx *store.Tx) {
+		if s.asked == nil {
+			s.asked = map[askedName]struct{}{}
+		}
+		for _, name := range names {
+			if len(s.asked) < maxAsked {
+				s.asked[askedName{typeURL, name}] = struct{}{}
+			}
+		}
 		scope := s.place[demandPlace]
 		if scope == nil {
 			return
@@ -263,6 +277,19 @@ func (v *view) public() xds.View {
 	return v
 }
 
+// rescoped is what changed for a proxy that comes to on-demand scope, or leaves it:
+// what was in one part of its view and is now in another is the same.
+func (v *view) rescoped(is *view, changed map[string][]string) map[string][]string {
+	out := make(map[string][]string, len(changed))
+	for url, names := range changed {
+		names = slices.Compact(slices.Sorted(slices.Values(names)))
+		out[url] = slices.DeleteFunc(names, func(name string) bool {
+			return sameVersion(v.Get(url, name), is.Get(url, name)) && v.asked(url, name) == nil && is.asked(url, name) == nil
+		})
+	}
+	return out
+}
+
 var nothing = &contents{}
 
 func orNothing(c *contents) *contents {
@@ -275,10 +302,10 @@ func orNothing(c *contents) *contents {
 // Covers implements xds.Scoped.
 func (v demandView) Covers(typeURL, name string) bool { return v.view.Get(typeURL, name) != nil }
 
-// find gives the answer for a name that was asked for; nil if there is none yet.
-func (v demandView) find(typeURL, name string) *xds.Resource {
+// asked gives the answer for a name that was asked for; nil if there is none yet.
+func (v *view) asked(typeURL, name string) *xds.Resource {
 	t := askedTable(typeURL)
-	if t < 0 {
+	if t < 0 || v.parts[demandPlace] == nil {
 		return nil
 	}
 	return v.parts[demandPlace].tables[t].get(name)
@@ -289,7 +316,7 @@ func (v demandView) Resolve(typeURL, name string) string {
 	if typeURL != xds.VirtualHostType {
 		return name
 	}
-	if r := v.find(typeURL, name); r != nil && len(r.Body.Value) == 0 {
+	if r := v.asked(typeURL, name); r != nil && len(r.Body.Value) == 0 {
 		return r.Version
 	}
 	return name
@@ -300,7 +327,7 @@ func (v demandView) Get(typeURL, name string) *xds.Resource {
 	if r := v.view.Get(typeURL, name); r != nil {
 		return r
 	}
-	if r := v.find(typeURL, name); r != nil {
+	if r := v.asked(typeURL, name); r != nil {
 		if len(r.Body.Value) == 0 {
 			return nil // it says where the answer is
 		}
@@ -315,7 +342,7 @@ func (v demandView) Get(typeURL, name string) *xds.Resource {
 // Awaiting implements xds.Waiter: a name that was asked for is looked for first.
 func (v demandView) Awaiting(typeURL, name string) bool {
 	return name != "*" && (typeURL == xds.VirtualHostType || typeURL == xds.ClusterType) && !strings.HasSuffix(name, "/-none-") &&
-		v.parts[demandPlace].overflow == nil && v.view.Get(typeURL, name) == nil && v.find(typeURL, name) == nil
+		v.parts[demandPlace].overflow == nil && v.view.Get(typeURL, name) == nil && v.asked(typeURL, name) == nil
 }
 
 func (o *overflow) answer(typeURL, name string) *xds.Resource {

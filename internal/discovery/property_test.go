@@ -12,6 +12,7 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/proto"
+	meshconfig "istio.io/api/mesh/v1alpha1"
 
 	"isthmus.dev/internal/discovery"
 	"isthmus.dev/internal/meshtest"
@@ -143,6 +144,7 @@ func (g *generator) row() any {
 		if g.dice(2) == 0 {
 			c := meshtest.MeshConfig()
 			c.TrustDomain = pick(g, "cluster.local", "cluster.local", "mesh.example")
+			c.Mesh.DefaultConfig = &meshconfig.ProxyConfig{ProxyMetadata: map[string]string{"ISTHMUS_SCOPE": pick(g, "", "on-demand", "on-demand")}}
 			return c
 		}
 		key := model.Key{Namespace: g.namespace(), Name: pick(g, "a-1", "b-1")}
@@ -199,6 +201,8 @@ type client struct {
 	workload *model.Workload
 	split    bool // it takes virtual hosts by themselves
 	sub      xds.Subscription
+	asked    [][2]string // types and names
+	onDemand bool
 	held     map[string]map[string]*xds.Resource
 }
 
@@ -210,9 +214,18 @@ func (c *client) fetch(t *testing.T) {
 		return // as a real one, it would not ask
 	}
 	view, changed := c.sub.Take()
+	_, now := view.(xds.Scoped)
+	defer func() { c.onDemand = now }()
 	for url, names := range changed {
 		for _, name := range names {
 			r := view.Get(url, name)
+			scoped, onDemand := view.(xds.Scoped)
+			if onDemand && !scoped.Covers(url, name) {
+				r = nil // for who asks only
+			}
+			if (onDemand || c.onDemand) && same(c.held[url][name], r) {
+				continue // what answers that name may be another one now
+			}
 			if was := c.held[url][name]; was == nil && r == nil || was != nil && r != nil && was.Version == r.Version {
 				t.Fatalf("%s: %s %s is said to have changed, and has not", c.workload.Key, url, name)
 			}
@@ -258,6 +271,11 @@ func incrementalEqualsFromNothing(t *testing.T, dice func(int) int, steps int) {
 		}
 		if dice(3) > 0 {
 			continue // all are slow readers
+		}
+		for _, c := range clients {
+			if c.split && dice(2) == 0 {
+				c.ask(g.asks())
+			}
 		}
 		fresh := g.fromNothing(log)
 		for _, c := range clients {
@@ -308,6 +326,7 @@ func connect(t *testing.T, mesh *discovery.Mesh, w *model.Workload, split bool) 
 		t.Fatal(err)
 	}
 	for _, url := range allTypes {
+		_, c.onDemand = c.sub.View().(xds.Scoped)
 		c.held[url] = map[string]*xds.Resource{}
 		for r := range c.sub.View().All(url) {
 			c.held[url][r.Name] = r
@@ -330,8 +349,79 @@ func (g *generator) fromNothing(log *slog.Logger) *discovery.Mesh {
 	return mesh
 }
 
+// asks is something that a proxy asks for by name.
+func (g *generator) asks() [2]string {
+	if g.dice(2) == 0 {
+		return [2]string{xds.ClusterType, pick(g, "tcp|10.96.4.1:9000", "tcp|10.96.4.2:80", "tcp|10.96.4.3:9000", "tcp|192.0.2.1:1",
+			"outbound|80||a.shop.svc.cluster.local", "outbound|80|v1|a.shop.svc.cluster.local", "outbound|9000||b.bank.svc.cluster.local")}
+	}
+	return [2]string{xds.VirtualHostType, pick(g, "80/", "80/", "9000/", "443/") +
+		pick(g, "a", "b.shop", "a.bank.svc.cluster.local:80", "c.shop.svc.cluster.local", "10.96.4.1", "x.cluster.local", "x.example.com", strings.TrimPrefix(g.host(), "*."))}
+}
+
+func (c *client) ask(name [2]string) {
+	c.asked = append(c.asked, name)
+	c.sub.(xds.Interest).Subscribed(name[0], []string{name[1]})
+}
+
+// compareOnDemand: what a proxy in on-demand scope asked for it is given, with all
+// that belongs to it, as if it had asked just now; and what else it is given, since
+// others of its group asked, is what a proxy in full scope has.
+func compareOnDemand(t *testing.T, fresh *discovery.Mesh, c *client) {
+	t.Helper()
+	now := connect(t, fresh, c.workload, true)
+	defer now.sub.Close()
+	for _, name := range c.asked {
+		now.ask(name)
+	}
+	view, wanted := c.sub.View(), now.sub.View()
+	for _, name := range c.asked {
+		url, name := name[0], name[1]
+		if got, want := view.(xds.Scoped).Resolve(url, name), wanted.(xds.Scoped).Resolve(url, name); got != want {
+			t.Fatalf("%s: %s leads to %s, want %s", c.workload.Key, name, got, want)
+		} else if g, w := view.Get(url, want), wanted.Get(url, want); !same(g, w) || w == nil {
+			t.Fatalf("%s: %s %s is %v, want %v", c.workload.Key, url, name, g, w)
+		}
+		if view.(xds.Waiter).Awaiting(url, name) {
+			t.Fatalf("%s waits for %s", c.workload.Key, name)
+		}
+	}
+	full := map[string]*xds.Resource{}
+	for _, url := range []string{xds.ClusterType, xds.EndpointType} {
+		for _, r := range fresh.Config(c.workload.Key, url) {
+			full[url+r.Name] = r
+		}
+	}
+	for _, url := range allTypes {
+		for r := range wanted.All(url) {
+			if !same(c.held[url][r.Name], r) {
+				t.Fatalf("%s has %s %s as %v, want %v", c.workload.Key, url, r.Name, c.held[url][r.Name], r)
+			}
+		}
+		for name, r := range c.held[url] {
+			if (url == xds.ClusterType || url == xds.EndpointType) && !same(full[url+name], r) {
+				t.Fatalf("%s holds %s %s as %v, and in full scope it is %v", c.workload.Key, url, name, r, full[url+name])
+			}
+			if url == xds.VirtualHostType {
+				now.ask([2]string{url, name[:strings.LastIndex(name, ":")]})
+				if got := now.sub.View().Get(url, name); !same(got, r) {
+					t.Fatalf("%s holds %s as %v, which is %v", c.workload.Key, name, r, got)
+				}
+			}
+		}
+	}
+}
+
+func same(a, b *xds.Resource) bool {
+	return a == nil && b == nil || a != nil && b != nil && a.Version == b.Version
+}
+
 func compare(t *testing.T, fresh *discovery.Mesh, c *client) {
 	t.Helper()
+	if _, ok := c.sub.View().(xds.Scoped); ok {
+		compareOnDemand(t, fresh, c)
+		return
+	}
 	given := func(url string) []*xds.Resource { return fresh.Config(c.workload.Key, url) }
 	if c.split {
 		now := connect(t, fresh, c.workload, true)

@@ -17,7 +17,9 @@ type subscription struct {
 	roots   [3]store.Root
 	changed chan struct{}
 
-	place place // within the store's transactions
+	// Within the store's transactions.
+	place place
+	asked map[askedName]struct{} // by a proxy that may be in on-demand scope
 
 	// Guarded by Mesh.mu.
 	from    place
@@ -149,6 +151,9 @@ func (s *subscription) Take() (xds.View, map[string][]string) {
 	var changed map[string][]string
 	for i, part := range is.parts {
 		changed = union(changed, orNothing(was.parts[i]).diff(orNothing(part)))
+	}
+	if (was.parts[demandPlace] == nil) != (is.parts[demandPlace] == nil) {
+		changed = was.rescoped(is, changed)
 	}
 	return is.public(), changed
 }
