@@ -92,8 +92,14 @@ func (s *Service) Disconnected(w model.WorkloadKey) {
 	s.queue.Add(w)
 }
 
-// maxAttempts of writing one connection's state.
-const maxAttempts = 12
+const (
+	// maxAttempts of writing one connection's state.
+	maxAttempts = 12
+	// An entry that was made just now may not be known yet when its proxy connects: it
+	// is looked for again so long, at first after so little.
+	entryAwaited = 5 * time.Second
+	entryPause   = 100 * time.Millisecond
+)
 
 // work writes what became of connections, one at a time for a workload.
 func (s *Service) work(ctx context.Context) {
@@ -127,6 +133,9 @@ func (s *Service) recordConnection(ctx context.Context, k model.WorkloadKey) err
 		if err := s.writeConnection(ctx, k, conn); err != nil {
 			return err
 		}
+	}
+	if age := s.Now().Sub(conn.since); m == nil && conn.streams > 0 && age < entryAwaited {
+		s.queue.AddAfter(k, age+entryPause) // pods are looked for a few times in vain
 	}
 	if conn.streams == 0 {
 		s.connections.drop(k, conn)

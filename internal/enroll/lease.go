@@ -70,7 +70,8 @@ func (s *Service) lead(ctx context.Context) {
 // show: the informer was behind when the proxy connected, or the write failed.
 func (s *Service) requeueUnrecorded() {
 	for k, conn := range s.connections.all() {
-		if m := s.Entries.Member(model.Key{Namespace: k.Namespace, Name: k.Instance}); m != nil && !s.recorded(m, conn) {
+		m := s.Entries.Member(model.Key{Namespace: k.Namespace, Name: k.Instance})
+		if m != nil && !s.recorded(m, conn) && !s.elsewhere(m, conn) {
 			s.queue.Add(k)
 		}
 	}
@@ -79,6 +80,12 @@ func (s *Service) requeueUnrecorded() {
 // recorded tells whether an entry shows a connection of this replica.
 func (s *Service) recorded(m *member.Member, conn connection) bool {
 	return conn.streams > 0 && m.InContact() && m.Controller == s.Replica && m.Connected.Equal(conn.since)
+}
+
+// elsewhere tells whether the proxy has gone on to another replica since: a stream of
+// this one whose end was not noticed must not contend with that.
+func (s *Service) elsewhere(m *member.Member, conn connection) bool {
+	return conn.streams > 0 && m.InContact() && m.Controller != s.Replica && m.Connected.After(conn.since)
 }
 
 // term is what a leader has seen since it became one.

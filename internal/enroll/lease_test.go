@@ -160,6 +160,53 @@ func TestAnotherReplicaTookOver(t *testing.T) {
 	}
 }
 
+// TestReplicasDoNotContend: of two replicas that both believe to have a proxy's stream
+// the one that it came to last has it, and the end of the other's says nothing.
+func TestReplicasDoNotContend(t *testing.T) {
+	m := newMesh(t)
+	m.joined("db-1")
+	m.connect("db-1") // half open, soon
+	m.clock.advance(time.Second)
+	config, other := m.Config, *m
+	config.Replica = "replica-2"
+	other.Service = New(config, m.Dependencies)
+	other.connect("db-1")
+	settle := func() {
+		t.Helper()
+		for _, replica := range []*mesh{m, &other} {
+			replica.requeueUnrecorded()
+			for replica.queue.Len() > 0 {
+				k, _ := replica.queue.Get()
+				replica.queue.Done(k)
+				if err := replica.recordConnection(t.Context(), k); err != nil {
+					t.Fatal(err)
+				}
+				m.cached("db-1")
+			}
+		}
+	}
+	controller := func() string { return m.entryOf("db-1").Annotations["istio.io/workloadController"] }
+	settle()
+	version := m.entryOf("db-1").ResourceVersion
+	settle()
+	if e := m.entryOf("db-1"); e.ResourceVersion != version || controller() != "replica-2" {
+		t.Errorf("written again, controller is %s", controller())
+	}
+	m.disconnect("db-1")
+	if settle(); !connected(m.entryOf("db-1")) || controller() != "replica-2" {
+		t.Errorf("the end of the older stream was written: controller is %s", controller())
+	}
+	// Where the newer one ends first, the older counts again.
+	m.connect("db-1")
+	m.clock.advance(time.Second)
+	other.disconnect("db-1")
+	other.connect("db-1")
+	other.disconnect("db-1")
+	if settle(); !connected(m.entryOf("db-1")) || controller() != "replica-1" {
+		t.Errorf("a proxy with a stream counts as gone: controller is %s", controller())
+	}
+}
+
 // The whole, with its workers and real time.
 func TestRun(t *testing.T) {
 	m := newMesh(t)

@@ -73,7 +73,9 @@ spec: {template: {serviceAccount: db, ports: {tcp: 5432}}}`)
 		t.Fatal(err)
 	}
 	tokens := &jointoken.Store{Client: dyn}
-	l := &load{api: api, Service: New(Config{TrustDomain: "cluster.local", Cluster: "Kubernetes", Replica: "replica-1"}, Dependencies{
+	// With so much grace nothing but what is under test happens by itself.
+	config := Config{TrustDomain: "cluster.local", Cluster: "Kubernetes", Replica: "replica-1", Grace: time.Hour}
+	l := &load{api: api, Service: New(config, Dependencies{
 		Kube: k, Istio: is, Tokens: tokens, Entries: source, Admissions: source, Signer: authority,
 		JoinTokens: &token.Attestor{Records: tokens, TrustDomain: "cluster.local", Now: time.Now},
 		Limiter:    ca.NewLimiter(), Acknowledgements: &acks{}, Replicas: &running{alive: map[string]bool{"replica-1": true}},
@@ -267,6 +269,24 @@ func TestANewMachineOfTheName(t *testing.T) {
 	l.joinAll(t, []token.Token{l.invite(t, "vm-000000", false)})
 	if l.api.Object("jointokens", "shop", "older") != nil {
 		t.Error("the machine before it could come back")
+	}
+}
+
+// TestProxyBeforeItsEntry: a proxy that connects before the source has read its entry
+// is recorded as soon as that is there.
+func TestProxyBeforeItsEntry(t *testing.T) {
+	l := newLoad(t)
+	l.Connected(key("vm-000000"))
+	for l.queue.Len() > 0 { // it is looked for in vain
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := l.Join(from(t.Context(), 0), &agentv1.JoinRequest{Csr: l.csr, Evidence: byToken(l.invite(t, "vm-000000", false).Reveal())}); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); !l.recordedAll(1); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("its connection was never recorded")
+		}
 	}
 }
 
