@@ -155,10 +155,14 @@ func configRow[S proto.Message](key model.Key, meta *metav1.ObjectMeta, spec S) 
 func (s *Source) syncPolicy(b *store.Batch, r ref) {
 	if s.undecodable(r) {
 		bad, _ := get[*undecodable](s, r)
-		if policy, ok := bad.rest.(*securityv1.AuthorizationPolicy); ok && !s.policies[r.key] {
-			if spec := validRules(&policy.Spec); spec != nil {
-				store.Put(b, store.AuthorizationPolicies, r.key, configRow(r.key, &policy.ObjectMeta, spec))
-			}
+		policy, ok := bad.rest.(*securityv1.AuthorizationPolicy)
+		if !ok || s.policies[r.key] {
+			return
+		}
+		if len(validate.WithoutEffect(policy.Annotations, &policy.Spec)) > 0 {
+			store.Delete(b, store.AuthorizationPolicies, r.key)
+		} else if spec := validRules(&policy.Spec); spec != nil {
+			store.Put(b, store.AuthorizationPolicies, r.key, configRow(r.key, &policy.ObjectMeta, spec))
 		}
 		return
 	}

@@ -155,7 +155,11 @@ apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: a, namespace: shop}
 spec: {action: ALLOW, rules: [{from: [{source: {namespaces: [front]}}]}, {to: [{operation: {ports: all}}]}]}`
-	m := start(t, policy)
+	dry := strings.Replace(policy, "name: a,", "name: dry, annotations: {istio.io/dry-run: 'true'},", 1)
+	m := start(t, policy+"\n---"+dry)
+	if _, ok := row(m, store.AuthorizationPolicies, model.Key{Namespace: "shop", Name: "dry"}); ok {
+		t.Error("a dry run is enforced")
+	}
 	p, ok := row(m, store.AuthorizationPolicies, model.Key{Namespace: "shop", Name: "a"})
 	if !ok || len(p.Spec.GetRules()) != 1 {
 		t.Fatalf("row %v, %v: want the rule that can be read", p, ok)
