@@ -547,3 +547,10 @@ func (c *client) routeTable(t *testing.T, name string) *routev3.RouteConfigurati
 	slices.SortFunc(out.VirtualHosts, func(a, b *routev3.VirtualHost) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
+
+// onDemandMesh is a mesh's configuration with on-demand scope for all.
+func onDemandMesh() *model.MeshConfig {
+	c := meshtest.MeshConfig()
+	c.Mesh.DefaultConfig = &meshconfig.ProxyConfig{ProxyMetadata: map[string]string{"ISTHMUS_SCOPE": "on-demand"}}
+	return c
+}
