@@ -9,6 +9,10 @@
 // upstream with Envoy's words and leaves the good one in place. Without a control
 // plane the cache is all there is, and enough for Envoy to start from.
 //
+// Virtual hosts of split routes come as resources of their own (routes.go), and what
+// "*" does not give is asked for by name at its first use (ondemand.go). The address
+// of the control plane is any of several (reconnect.go).
+//
 // internal/agent opens it, runs it, and watches it for DNS and the probe.
 package cache
 
@@ -243,11 +247,11 @@ func (c *Cache) load(records []record) {
 			if e.offered != nil {
 				t.offered[name] = struct{}{}
 			}
-			if !t.complete && t.routeTable == nil || e.asked && !answers[name] {
+			if t.named() || e.asked && !answers[name] {
 				t.kept[name] = struct{}{}
 			}
 		}
-		if t.complete {
+		if t.complete || !t.named() && t.routeTable == nil && len(t.entries) > 0 {
 			t.kept["*"] = struct{}{}
 		}
 		t.contents = t.contents.with(changes, t.complete)

@@ -66,6 +66,12 @@ func newTable(url string) *table {
 	}
 }
 
+// named says that Envoy subscribes to a type by names. Clusters and listeners it
+// subscribes to with "*", even where the record of an answer to that was lost.
+func (t *table) named() bool {
+	return !t.complete && t.routeTable == nil && t.url != xds.ClusterType && t.url != xds.ListenerType
+}
+
 // wanted says whether somebody subscribes to exactly this name, or "*".
 func (t *table) wanted(name string) bool {
 	_, kept := t.kept[name]
