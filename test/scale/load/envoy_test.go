@@ -6,8 +6,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -315,6 +317,73 @@ func TestLoopbackOnly(t *testing.T) {
 	if _, err := New(Options{Address: "192.0.2.1:15010"}, nil); err == nil {
 		t.Error("a foreign address was taken")
 	}
+}
+
+// On demand too: three Envoys, one after the other since each takes what is sent to
+// the services' addresses, are asked by real requests for what simulated proxies of
+// replicas ask for by themselves.
+func TestLikeEnvoyOnDemand(t *testing.T) {
+	mesh := meshgen.Mesh{Services: 12, Endpoints: 4}
+	c := startControlPlane(t, mesh)
+	c.api.Put("configmaps", map[string]any{"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"namespace": "istio-system", "name": "istio"},
+		"data": map[string]any{"mesh": "defaultConfig: {proxyMetadata: {ISTHMUS_SCOPE: on-demand}}"}})
+	features := []string{xds.SplitRoutesFeature}
+	all := workloadsOf(mesh.Proxies(36))
+	for i := range 3 {
+		// Of groups of their own, so that neither is given what the other asked for.
+		envoy, simulated, used := all[i], all[12+6+i], []int{4 + i, 9, 10}
+		t.Run(envoy.Name, func(t *testing.T) {
+			node := c.startEnvoys(t, []Workload{envoy}, features)[0]
+			for _, service := range used {
+				request(t, service)
+			}
+			uses := func(int) (all []Destination) {
+				for _, s := range used {
+					all = append(all, Destination{VirtualHost: fmt.Sprintf("%d/%s:%d", meshgen.Port, meshgen.Host(s), meshgen.Port),
+						Cluster: fmt.Sprintf("outbound|%d||%s", meshgen.Port, meshgen.Host(s))})
+				}
+				return all
+			}
+			l, err := New(Options{Address: c.relay.address, Mode: OnDemand, Features: features, Uses: uses, Timeout: time.Minute}, []Workload{simulated})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Stop()
+			if err := l.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			envoytest.Eventually(t, func() error {
+				if want, got := c.relay.said(node), c.relay.said(l.proxies[0].node.Id); want != got {
+					return fmt.Errorf("Envoy said\n%s\nthe simulated proxy\n%s", want, got)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// request sends one to a service through Envoy. Nobody serves its endpoints, so the
+// answer is Envoy's own, once it has what it needs to try.
+func request(t *testing.T, service int) {
+	t.Helper()
+	host := meshgen.Host(service)
+	envoytest.Eventually(t, func() error {
+		q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("http://10.96.0.%d:%d/", service, meshgen.Port), nil)
+		if err != nil {
+			return err
+		}
+		q.Host = fmt.Sprintf("%s:%d", host, meshgen.Port)
+		r, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(q)
+		if err != nil {
+			return err
+		}
+		defer r.Body.Close()
+		b, err := io.ReadAll(r.Body)
+		if err != nil || !strings.Contains(string(b), "upstream connect error") {
+			return fmt.Errorf("%s: %s %q, %w", host, r.Status, b, err)
+		}
+		return nil
+	})
 }
 
 // A stream of changes arrives whole at every proxy; one that is not made counts as

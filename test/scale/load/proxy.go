@@ -95,17 +95,16 @@ type proxy struct {
 	firstBytes, firstResources [numTypes]int64
 
 	// Of the stream. want is what was asked for by name, have what was answered.
-	stream        grpc.ClientStream
-	nonce         [numTypes]string
-	version       [numTypes]string
-	seen, opened  [numTypes]bool
-	want, have    [numTypes]set
-	routes        map[int][]int // a listener → the routes that it names
-	split         set           // routes whose virtual hosts come by themselves
-	filled        set           // those of split that some came for
-	sentNode      bool
-	askedOnDemand bool
-	held          held
+	stream       grpc.ClientStream
+	nonce        [numTypes]string
+	version      [numTypes]string
+	seen, opened [numTypes]bool
+	want, have   [numTypes]set
+	routes       map[int][]int // a listener → the routes that it names
+	split        set           // routes whose virtual hosts come by themselves
+	filled       set           // those of split that some came for
+	sentNode     bool
+	held         held
 }
 
 // run keeps the proxy connected until ctx ends.
@@ -173,7 +172,7 @@ func (p *proxy) forget() {
 	p.seen, p.opened = [numTypes]bool{}, [numTypes]bool{}
 	p.want, p.have = [numTypes]set{}, [numTypes]set{}
 	p.routes, p.split, p.filled = map[int][]int{}, nil, nil
-	p.sentNode, p.askedOnDemand = false, false
+	p.sentNode = false
 }
 
 // request changes what is subscribed to, or acknowledges the last response of the
