@@ -56,6 +56,7 @@ type Scopes struct {
 	cfg      Config
 	informer cache.SharedIndexInformer
 	handled  cache.ResourceEventHandlerRegistration
+	synced   chan struct{}
 
 	mu      sync.Mutex
 	pending map[model.Key]map[string]struct{}
@@ -73,9 +74,16 @@ func New(cfg Config) (*Scopes, error) {
 		cfg.Log = slog.Default()
 	}
 	cfg.Interval = cmp.Or(cfg.Interval, defaultInterval)
-	s := &Scopes{cfg: cfg, pending: map[model.Key]map[string]struct{}{}}
+	s := &Scopes{cfg: cfg, synced: make(chan struct{}), pending: map[model.Key]map[string]struct{}{}}
 	s.informer = dynamicinformer.NewFilteredDynamicInformer(cfg.Client, v1alpha1.LearnedScopes, metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
-	var err error
+	err := s.informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
+		if ctx.Err() == nil {
+			cfg.Log.Warn("objects not read, trying again", "kind", v1alpha1.LearnedScopeKind, "error", err)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("watching LearnedScopes: %w", err)
+	}
 	if s.handled, err = s.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: s.read, UpdateFunc: func(_, o any) { s.read(o) }, DeleteFunc: s.gone,
 	}); err != nil {
@@ -84,8 +92,9 @@ func New(cfg Config) (*Scopes, error) {
 	return s, nil
 }
 
-// Synced tells whether all objects that there were have been written as rows.
-func (s *Scopes) Synced() bool { return s.handled.HasSynced() }
+// Synced is closed once all objects that there were have been written as rows. Before
+// that a proxy would be told to forget what its group uses.
+func (s *Scopes) Synced() <-chan struct{} { return s.synced }
 
 // Learn implements discovery.Learner.
 func (s *Scopes) Learn(namespace, group string, destinations []string) {
@@ -100,14 +109,15 @@ func (s *Scopes) Learn(namespace, group string, destinations []string) {
 	}
 }
 
-// Run reads, and writes what was learned, until ctx ends.
+// Run reads, and writes what was learned, until ctx ends. It runs once.
 func (s *Scopes) Run(ctx context.Context) {
 	var reading sync.WaitGroup
 	reading.Go(func() { s.informer.RunWithContext(ctx) })
 	defer reading.Wait()
-	if !cache.WaitForCacheSync(ctx.Done(), s.informer.HasSynced) {
+	if !cache.WaitForCacheSync(ctx.Done(), s.handled.HasSynced) {
 		return
 	}
+	close(s.synced)
 	tick := time.NewTicker(s.cfg.Interval)
 	defer tick.Stop()
 	for {

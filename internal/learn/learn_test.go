@@ -47,12 +47,7 @@ func start(t *testing.T, client *dynamicfake.FakeDynamicClient, now time.Time) *
 		cancel()
 		<-done
 	})
-	eventually(t, func() error {
-		if !r.Synced() {
-			return fmt.Errorf("not synced")
-		}
-		return nil
-	})
+	<-r.Synced()
 	return r
 }
 

@@ -311,12 +311,15 @@ func (s *server) read(ctx context.Context, g *errgroup.Group) error {
 		}
 		return status.Unacted(ctx, client, status.UnactedKinds(), s.status, s.log.With("component", "status"))
 	})
-	select {
-	case <-s.source.Synced():
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-time.After(syncTimeout):
-		return errors.New("the Kubernetes API did not list all objects in time: is it overloaded, or are CRDs missing?")
+	late := time.After(syncTimeout)
+	for _, synced := range []<-chan struct{}{s.source.Synced(), learned.Synced()} {
+		select {
+		case <-synced:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-late:
+			return errors.New("the Kubernetes API did not list all objects in time: is it overloaded, are CRDs missing, or may isthmusd not list them? the log names the kinds")
+		}
 	}
 	s.store.Open()
 	s.store.Read(func(r *store.Reader) { s.settings, _ = store.Get(r, store.MeshConfigs, model.Key{}) })
