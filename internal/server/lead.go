@@ -51,6 +51,13 @@ func (s *server) lead(ctx context.Context, g *errgroup.Group) error {
 			}
 			var problems sync.WaitGroup
 			problems.Go(func() { s.reportProblems(ctx) })
+			problems.Go(func() {
+				select {
+				case <-ctx.Done():
+				case <-time.After(refusalPatience):
+					s.reviewRefusals()
+				}
+			})
 			defer problems.Wait()
 			if err := s.status.Run(ctx, s.source); err != nil && ctx.Err() == nil {
 				s.log.Error("status is not written any more", "error", err)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -25,7 +26,7 @@ type refusals struct {
 	mu     sync.Mutex
 	behind map[objectName]*refused // by this replica's proxies
 	others []refusal               // by those of the other replicas
-	// reported is what this replica had written when it led.
+	// reported is what is written on objects: by this replica, or found there.
 	reported map[objectName]refusal
 }
 
@@ -47,11 +48,16 @@ func (f refusal) object() objectName {
 	return objectName{f.Kind, model.Key{Namespace: f.Namespace, Name: f.Name}}
 }
 
-// Bounds of what a replica says in its Lease.
+// Bounds of what a replica says in its Lease, of which Kubernetes takes 256 KiB of
+// annotations: without the Lease the replica would count as dead.
 const (
-	saidRefusals = 100
-	saidMessage  = 1 << 10
+	saidSize    = 128 << 10
+	saidMessage = 1 << 10
 )
+
+// refusalPatience is how long proxies have, after another replica began to lead, to
+// come and refuse again what they refused before.
+const refusalPatience = time.Minute
 
 type objectName struct {
 	kind status.Kind
@@ -113,16 +119,19 @@ func (r *refusals) own() []refusal {
 func (r *refusals) said() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	list := r.own()
-	list = list[:min(len(list), saidRefusals)]
-	for i := range list {
-		list[i].Message = strings.ToValidUTF8(list[i].Message[:min(len(list[i].Message), saidMessage)], "")
+	said := []byte("[")
+	for i, f := range r.own() {
+		f.Message = strings.ToValidUTF8(f.Message[:min(len(f.Message), saidMessage)], "")
+		b, err := json.Marshal(f)
+		if err != nil || len(said)+len(b) > saidSize {
+			break
+		}
+		if i > 0 {
+			said = append(said, ',')
+		}
+		said = append(said, b...)
 	}
-	b, err := json.Marshal(list)
-	if err != nil {
-		return "" // it can't fail
-	}
-	return string(b)
+	return string(append(said, ']'))
 }
 
 // heard takes in what other replicas said.
@@ -140,6 +149,20 @@ func (r *refusals) heard(said []string) error {
 	defer r.mu.Unlock()
 	r.others = others
 	return failed
+}
+
+// remember takes in which objects have a condition from before this replica led.
+func (r *refusals) remember(objects []objectName) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.reported == nil {
+		r.reported = map[objectName]refusal{}
+	}
+	for _, o := range objects {
+		if _, known := r.reported[o]; !known {
+			r.reported[o] = refusal{}
+		}
+	}
 }
 
 // changes are what is to be written now, and of which objects the condition is to be
@@ -211,6 +234,28 @@ func (s *server) writeRefusals() {
 			s.status.Report(o.kind, o.key, generation, []status.Condition{{Type: status.Programmed}})
 		}
 	}
+}
+
+// reviewRefusals has conditions of an earlier leader, or an earlier life of this one,
+// taken back where no proxy refuses anything any more.
+func (s *server) reviewRefusals() {
+	var objects []objectName
+	s.store.Read(func(r *store.Reader) {
+		for _, d := range store.All(r, store.DestinationRules) {
+			objects = append(objects, objectName{status.DestinationRule, d.Meta.Key})
+		}
+		for _, v := range store.All(r, store.VirtualServices) {
+			objects = append(objects, objectName{status.VirtualService, v.Meta.Key})
+		}
+		for _, a := range store.All(r, store.AuthorizationPolicies) {
+			objects = append(objects, objectName{status.AuthorizationPolicy, a.Meta.Key})
+		}
+	})
+	s.refusals.remember(slices.DeleteFunc(objects, func(o objectName) bool {
+		has, _ := s.source.Status(o.kind, o.key)
+		return has.Condition(status.Programmed) == nil
+	}))
+	s.writeRefusals()
 }
 
 // generationOf reads an object of the kinds of objectsBehind.
