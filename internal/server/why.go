@@ -51,6 +51,9 @@ func (a *controlAPI) why(r *http.Request) (any, error) {
 			var found []discovery.Explanation
 			out.Revision, found = a.mesh.Explain(typeURL, resource, proxy, int(depth))
 			for _, e := range found {
+				if proxy != (model.WorkloadKey{}) { // the caller may know of no other
+					e.Proxies = []model.WorkloadKey{proxy}
+				}
 				out.Resources = append(out.Resources, explained(kind, e))
 			}
 		}

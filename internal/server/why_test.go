@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	controlv1 "isthmus.dev/api/control/v1"
+	"isthmus.dev/internal/meshtest"
 )
 
 // checkWhy asks about a service and its VirtualService, while a proxy is given them.
@@ -48,6 +50,34 @@ func checkWhy(t *testing.T, d *running, service, proxy string) {
 	ask(controlv1.ReachPath, url.Values{"object": {"Service"}, "namespace": {"default"}, "name": {service}}, &reach)
 	if !slices.Contains(reach.Resources, controlv1.ReachedResource{Kind: "clusters", Name: cluster}) {
 		t.Errorf("the service reaches %+v", reach)
+	}
+}
+
+// TestWhyNamesNoOtherProxies: who may look at one proxy is not told which others there
+// are.
+func TestWhyNamesNoOtherProxies(t *testing.T) {
+	mesh := meshtest.New(t)
+	one, other := meshtest.VM("shop", "one", 1, nil), meshtest.VM("shop", "other", 2, nil)
+	mesh.Apply(meshtest.MeshConfig(), one, other, meshtest.Service("shop", "reviews", 1))
+	mesh.Connect(one).Settled()
+	mesh.Connect(other).Settled()
+	api := &controlAPI{mesh: mesh.Discovery}
+	why := func(of string) controlv1.ExplainedResource {
+		t.Helper()
+		r := httptest.NewRequest(http.MethodGet, "/?kind=clusters&name="+url.QueryEscape("outbound|80||reviews.shop.svc.cluster.local"), http.NoBody)
+		r.SetPathValue("namespace", "shop")
+		r.SetPathValue("name", of)
+		answer, err := api.why(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer.(controlv1.Explanation).Resources[0]
+	}
+	if r := why(one.Key.Instance); !slices.Equal(r.Proxies, []string{"shop/" + one.Key.Instance}) || r.ProxyCount != 1 {
+		t.Errorf("given to %v and %d in all", r.Proxies, r.ProxyCount)
+	}
+	if r := why(""); r.ProxyCount != 2 {
+		t.Errorf("asked of the mesh, given to %d proxies, want 2", r.ProxyCount)
 	}
 }
 
