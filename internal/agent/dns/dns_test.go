@@ -3,6 +3,7 @@ package dns
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -110,15 +112,27 @@ func upstream(t *testing.T) string {
 		}
 		_ = w.WriteMsg(resp)
 	})
-	udp, tcp, err := Bind([]string{"127.0.0.1:0"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	udp, tcp := bindAny(t)
 	u, c := &dns.Server{PacketConn: udp[0], Handler: h}, &dns.Server{Listener: tcp[0], Handler: h}
 	go func() { _ = u.ActivateAndServe() }()
 	go func() { _ = c.ActivateAndServe() }()
 	t.Cleanup(func() { _ = u.Shutdown(); _ = c.Shutdown() })
 	return udp[0].LocalAddr().String()
+}
+
+// bindAny binds a port that is free for UDP and for TCP: the first that the kernel
+// gives for UDP may be somebody's for TCP.
+func bindAny(t *testing.T) ([]net.PacketConn, []net.Listener) {
+	t.Helper()
+	for {
+		udp, tcp, err := Bind([]string{"127.0.0.1:0"})
+		if err == nil {
+			return udp, tcp
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
 }
 
 // resolver gives the address of one that forwards to servers.
@@ -132,10 +146,7 @@ func resolver(t *testing.T, servers ...string) string {
 		}
 		r.Upstreams = u
 	}
-	udp, tcp, err := Bind([]string{"127.0.0.1:0"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	udp, tcp := bindAny(t)
 	address := udp[0].LocalAddr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
