@@ -64,14 +64,17 @@ func (r *response) buffers() mem.BufferSlice {
 	out = append(out, mem.SliceBuffer(head))
 	for _, res := range r.resources {
 		w := res.wire(r.aliases[res.Name])
-		out = append(out, w[0], w[1])
+		out = append(out, w.head, w.body)
 	}
 	return out
 }
 
-// wireForm is a resource as a field of a DeltaDiscoveryResponse, in two parts: all
-// that comes before the bytes of the body, and these.
-type wireForm [2]mem.Buffer
+// wireForm is a resource as a field of a DeltaDiscoveryResponse.
+type wireForm struct {
+	head mem.Buffer // all that comes before the bytes of the body
+	body mem.Buffer
+	size int // of both
+}
 
 // wire makes the wire form. Without aliases that is once, whoever is sent it.
 func (r *Resource) wire(aliases []string) *wireForm {
@@ -103,7 +106,7 @@ func (r *Resource) prepare(aliases []string) *wireForm {
 	head = appendLength(head, resourceBody, body)
 	head = appendString(head, anyTypeURL, typeURL)
 	head = appendLength(head, anyValue, len(value))
-	return &wireForm{mem.SliceBuffer(head), mem.SliceBuffer(value)}
+	return &wireForm{mem.SliceBuffer(head), mem.SliceBuffer(value), len(head) + len(value)}
 }
 
 func sizeField(number protowire.Number, n int) int {

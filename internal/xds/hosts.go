@@ -70,15 +70,15 @@ func (s *session) fillHosts(route string) {
 	}
 	t := s.hosts()
 	hosts, _ := s.view.(Splitter).VirtualHosts(route)
-	var names []string
+	var list []entry
 	empty := true
 	for r := range hosts {
 		empty = false
 		if t.initial[r.Name] != r.Version {
-			names = append(names, r.Name)
+			list = append(list, entry{r.Name, r})
 		}
 	}
-	t.changed.addAll(names, s.asked(t))
+	t.changed.addAll(list, s.asked(t))
 	for name := range t.names.all() {
 		if routeOf(name) == route {
 			empty = false
@@ -164,6 +164,7 @@ func (s *session) ask(t *typeState, name string) bool {
 		t.resolved, t.derived = map[string]string{}, map[string]struct{}{}
 	}
 	t.resolved[name] = answer
+	t.changed.forget()
 	if !t.names.has(answer) {
 		s.addName(t, answer)
 		t.derived[answer] = struct{}{}

@@ -116,7 +116,7 @@ func (s *session) routeDue(t *typeState) bool {
 		return false
 	}
 	routes := s.rank(rankRoute)
-	return routes != nil && slices.ContainsFunc(routes.answers.names, func(name string) bool { return !s.awaiting(routes, name) })
+	return routes != nil && slices.ContainsFunc(routes.answers.list, func(e entry) bool { return !s.awaiting(routes, e.name) })
 }
 
 // behind says that changes of a type before rank are still to be sent, or not in
@@ -144,7 +144,7 @@ type builder struct {
 
 // add puts a resource into the response, if there is room.
 func (b *builder) add(r *Resource, push uint64) bool {
-	n := len(r.Name) + len(r.Version) + len(r.Body.GetValue()) + len(r.Body.GetTypeUrl()) + 16
+	n := r.wire(nil).size
 	if b.size > 0 && b.size+n > b.room() && !b.typ.whole {
 		return false
 	}
@@ -165,8 +165,11 @@ func (b *builder) room() int {
 
 // find gives what answers a name. Where that has another name, it carries this one
 // as an alias.
-func (b *builder) find(name string) *Resource {
-	answer := name
+func (b *builder) find(e entry) *Resource {
+	if e.resource != nil {
+		return e.resource
+	}
+	name, answer := e.name, e.name
 	if other, ok := b.typ.resolved[name]; ok {
 		answer = other
 	}
@@ -187,12 +190,12 @@ func (b *builder) answers() {
 	if q.len() == 0 {
 		return
 	}
-	left := q.names[:0]
+	left := q.list[:0]
 	if t.changed.len() > 0 || t.resolved != nil {
-		b.in = make(map[string]struct{}, len(q.names))
+		b.in = make(map[string]struct{}, len(q.list))
 	}
-	for i, name := range q.names {
-		r := b.find(name)
+	for i, e := range q.list {
+		name, r := e.name, b.find(e)
 		if r != nil {
 			if _, ok := b.in[r.Name]; ok {
 				continue
@@ -201,7 +204,7 @@ func (b *builder) answers() {
 		switch {
 		case r == nil && b.session.awaiting(t, name):
 			if t.wants(name) {
-				left = append(left, name)
+				left = append(left, e)
 				b.awaited++
 			}
 			continue
@@ -212,7 +215,7 @@ func (b *builder) answers() {
 				b.flight.push = min(b.flight.push, q.since)
 			}
 		case !b.add(r, q.since):
-			left = append(left, q.names[i:]...)
+			left = append(left, q.list[i:]...)
 			q.keep(left)
 			return
 		default:
@@ -236,21 +239,24 @@ func (b *builder) changes() {
 	if t.rank == rankEndpoint {
 		clusters = b.session.rank(rankCluster)
 	}
-	left := q.names[:0]
-	for i, name := range q.names {
-		if clusters != nil && clusters.changed.has(name) {
-			left = append(left, name)
+	left := q.list[:0]
+	for i, e := range q.list {
+		if clusters != nil && clusters.changed.has(e.name) {
+			left = append(left, e)
 			continue
 		}
-		if _, ok := b.in[name]; ok {
+		if _, ok := b.in[e.name]; ok {
 			continue
 		}
-		r := b.session.given(b.session.view, t, name)
+		r := e.resource
+		if r == nil {
+			r = b.session.given(b.session.view, t, e.name)
+		}
 		if r == nil || t.refusedAt(r) {
 			continue
 		}
 		if !b.add(r, q.since) {
-			left = append(left, q.names[i:]...)
+			left = append(left, q.list[i:]...)
 			break
 		}
 	}

@@ -84,11 +84,12 @@ func TestSilentProxyHoldsNobodyUp(t *testing.T) {
 	mesh.Set(xdstest.Raw(xds.ClusterType, "a", []byte("0")))
 	server, dial := plaintext(t, mesh, xds.Options{})
 	silent, other := dial(), dial()
+	first := map[deltaStream]string{} // nonces
 	for _, s := range []deltaStream{silent, other} {
 		send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: xds.ClusterType})
-		recv(t, s)
+		first[s] = recv(t, s).Nonce
 	}
-	send(t, other, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.ClusterType, ResponseNonce: "1"})
+	send(t, other, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.ClusterType, ResponseNonce: first[other]})
 	for i := range 100 {
 		mesh.Set(xdstest.Raw(xds.ClusterType, "a", fmt.Append(nil, i+1)))
 		resp := recv(t, other)
@@ -98,7 +99,7 @@ func TestSilentProxyHoldsNobodyUp(t *testing.T) {
 		t.Errorf("%d responses, want one for the silent proxy and 101 for the other", n)
 	}
 	// When it answers, it is sent what is new by then.
-	send(t, silent, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.ClusterType, ResponseNonce: "1"})
+	send(t, silent, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.ClusterType, ResponseNonce: first[silent]})
 	for newest := ""; newest != "100"; {
 		resp := recv(t, silent)
 		newest = string(resp.Resources[0].Resource.Value)

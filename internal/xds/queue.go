@@ -9,56 +9,73 @@ import (
 // never is later than every push.
 const never = math.MaxUint64
 
+// entry is a name to be sent. The resource is known where it was at hand; it is
+// what the proxy is given under that name until the View or the subscription changes.
+type entry struct {
+	name     string
+	resource *Resource
+}
+
 // queue holds names to be sent, each once, in the order in which they came.
 type queue struct {
-	names  []string
+	list   []entry
 	member map[string]struct{} // made when first needed: most queues hold few names, briefly
 	since  uint64              // the push of the oldest name
 	kept   int                 // names at the last shed
 }
 
-func (q *queue) len() int { return len(q.names) }
+func (q *queue) len() int { return len(q.list) }
+
+// forget has resources looked up again.
+func (q *queue) forget() {
+	for i := range q.list {
+		q.list[i].resource = nil
+	}
+}
 
 // oldest is the push from which the queue still holds names.
 func (q *queue) oldest() uint64 {
-	if len(q.names) == 0 {
+	if len(q.list) == 0 {
 		return never
 	}
 	return q.since
 }
 
-// addAll adds names that are distinct.
-func (q *queue) addAll(names []string, push uint64) {
-	if len(q.names) == 0 {
-		q.names, q.member, q.since = names, nil, push
+// addAll adds entries that are distinct.
+func (q *queue) addAll(list []entry, push uint64) {
+	if len(list) == 0 {
 		return
 	}
-	for _, name := range names {
-		q.add(name, push)
+	if len(q.list) == 0 {
+		q.list, q.member, q.since = list, nil, push
+		return
+	}
+	for _, e := range list {
+		q.add(e.name, push)
 	}
 }
 
 func (q *queue) add(name string, push uint64) {
-	if len(q.names) == 0 {
-		q.names, q.member, q.since = append(q.names, name), nil, push
+	if len(q.list) == 0 {
+		q.list, q.member, q.since = append(q.list, entry{name: name}), nil, push
 		return
 	}
 	q.since = min(q.since, push)
 	if q.has(name) {
 		return
 	}
-	q.names = append(q.names, name)
+	q.list = append(q.list, entry{name: name})
 	q.member[name] = struct{}{}
 }
 
 func (q *queue) has(name string) bool {
-	if len(q.names) == 0 {
+	if len(q.list) == 0 {
 		return false
 	}
 	if q.member == nil {
-		q.member = make(map[string]struct{}, len(q.names)+1)
-		for _, n := range q.names {
-			q.member[n] = struct{}{}
+		q.member = make(map[string]struct{}, len(q.list)+1)
+		for _, e := range q.list {
+			q.member[e.name] = struct{}{}
 		}
 	}
 	_, ok := q.member[name]
@@ -67,23 +84,23 @@ func (q *queue) has(name string) bool {
 
 // shed drops names that are gone, when there are many.
 func (q *queue) shed(gone func(name string) bool) {
-	if len(q.names) < 1024 || len(q.names) < 2*q.kept {
+	if len(q.list) < 1024 || len(q.list) < 2*q.kept {
 		return
 	}
-	q.keep(slices.DeleteFunc(q.names, gone))
-	q.kept = len(q.names)
+	q.keep(slices.DeleteFunc(q.list, func(e entry) bool { return gone(e.name) }))
+	q.kept = len(q.list)
 }
 
-// keep replaces the content by those of its names that are left over.
-func (q *queue) keep(names []string) {
-	if len(names) == 0 {
+// keep replaces the content by those of its entries that are left over.
+func (q *queue) keep(list []entry) {
+	if len(list) == 0 {
 		*q = queue{}
 		return
 	}
-	if len(names) != len(q.names) {
+	if len(list) != len(q.list) {
 		q.member = nil
 	}
-	q.names = names
+	q.list = list
 }
 
 // removals holds names that no longer exist, to be told once what used them is

@@ -37,3 +37,21 @@ func TestStreamsThatProxiesEnd(t *testing.T) {
 		xdstest.Eventually(t, "a stream that is "+name+" ends", func() bool { return server.Counters().Streams == 0 })
 	}
 }
+
+// TestNonces differ between streams: a proxy that answers with one has read it, and
+// what is sent next to one that has read all does not wait.
+func TestNonces(t *testing.T) {
+	mesh := xdstest.NewMesh()
+	mesh.Set(xdstest.Raw(xds.ClusterType, "a", []byte("0")))
+	_, dial := plaintext(t, mesh, xds.Options{})
+	seen := map[string]bool{}
+	for range 3 {
+		s := dial()
+		send(t, s, &discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: xds.ClusterType})
+		nonce := recv(t, s).Nonce
+		if nonce == "" || seen[nonce] {
+			t.Errorf("nonce %q can be guessed", nonce)
+		}
+		seen[nonce] = true
+	}
+}

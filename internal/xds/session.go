@@ -2,6 +2,7 @@ package xds
 
 import (
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -55,7 +56,8 @@ type session struct {
 }
 
 func newSession(sub Subscription, log *slog.Logger, c *counters, chunk int, grace time.Duration) *session {
-	s := &session{sub: sub, log: log, counters: c, now: time.Now, chunk: chunk, grace: grace}
+	// A nonce can't be guessed: who answers with it has read the response.
+	s := &session{sub: sub, log: log, counters: c, now: time.Now, chunk: chunk, grace: grace, nonce: rand.Uint64()}
 	s.interest, _ = sub.(Interest)
 	s.refuser, _ = sub.(Refuser)
 	s.view, _ = sub.Take()
@@ -156,7 +158,7 @@ func (s *session) subscribe(t *typeState, names []string) error {
 		s.interest.Subscribed(t.url, names)
 	}
 	t.names.grow(len(names))
-	var answers []string
+	answers := make([]entry, 0, len(names))
 	for _, name := range names {
 		if name == "*" {
 			if t.rank != rankHost { // of which routes are the wildcard
@@ -173,7 +175,7 @@ func (s *session) subscribe(t *typeState, names []string) error {
 		}
 		// Asked for anew, a name is answered again: the proxy may have dropped it.
 		if fresh {
-			answers = append(answers, name)
+			answers = append(answers, s.asking(t, name))
 		} else {
 			t.answers.add(name, s.asked(t))
 		}
@@ -184,6 +186,14 @@ func (s *session) subscribe(t *typeState, names []string) error {
 		s.host(t, names)
 	}
 	return nil
+}
+
+// asking is the entry of a name that was subscribed to just now.
+func (s *session) asking(t *typeState, name string) entry {
+	if t.rank == rankHost {
+		return entry{name: name} // which others may answer
+	}
+	return entry{name, s.view.Get(t.url, name)}
 }
 
 func (s *session) addName(t *typeState, name string) bool {
@@ -264,6 +274,7 @@ func (s *session) unsubscribe(t *typeState, names []string) {
 	if len(names) == 0 {
 		return
 	}
+	s.forget()
 	for _, name := range names {
 		if name == "*" {
 			t.wildcard, t.filling, t.initial = false, false, nil
@@ -294,7 +305,7 @@ func (s *session) fill(t *typeState) {
 		return
 	}
 	t.filling = false
-	var names []string
+	var list []entry
 	seen := 0
 	for r := range s.view.All(t.url) {
 		if v, ok := t.initial[r.Name]; ok {
@@ -304,9 +315,9 @@ func (s *session) fill(t *typeState) {
 				continue
 			}
 		}
-		names = append(names, r.Name)
+		list = append(list, entry{r.Name, r})
 	}
-	t.changed.addAll(names, s.push)
+	t.changed.addAll(list, s.push)
 	if seen < len(t.initial) {
 		for name := range t.initial {
 			if s.given(s.view, t, name) == nil {
@@ -315,6 +326,14 @@ func (s *session) fill(t *typeState) {
 		}
 	}
 	t.initial = nil
+}
+
+// forget has resources that are queued looked up again: the proxy may be given others.
+func (s *session) forget() {
+	for _, t := range s.types {
+		t.answers.forget()
+		t.changed.forget()
+	}
 }
 
 func (s *session) awaiting(t *typeState, name string) bool {
@@ -328,6 +347,7 @@ func (s *session) refresh() {
 	old := s.view
 	s.view = view
 	s.push++
+	s.forget()
 	for _, t := range s.types {
 		wasFilling := t.filling
 		s.fill(t)
