@@ -41,30 +41,32 @@ func (s *server) lead(ctx context.Context, g *errgroup.Group) error {
 			return nil
 		})
 	}
-	g.Go(func() error {
-		return s.replica.run(ctx, func(ctx context.Context) {
-			if !s.alone() {
-				s.untilDone(ctx, "publish", s.publish)
-			}
-			for _, name := range s.source.Namespaces() {
-				s.rootless.Add(name)
-			}
-			var problems sync.WaitGroup
-			problems.Go(func() { s.reportProblems(ctx) })
-			problems.Go(func() {
-				select {
-				case <-ctx.Done():
-				case <-time.After(refusalPatience):
-					s.reviewRefusals()
-				}
-			})
-			defer problems.Wait()
-			if err := s.status.Run(ctx, s.source); err != nil && ctx.Err() == nil {
-				s.log.Error("status is not written any more", "error", err)
-			}
-		})
-	})
+	g.Go(func() error { return s.replica.run(ctx, s.whileLeading) })
 	return nil
+}
+
+// whileLeading does what one replica alone does, until ctx ends. No part of it waits
+// for another: what fails for want of a permission is tried again and again.
+func (s *server) whileLeading(ctx context.Context) {
+	for _, name := range s.source.Namespaces() {
+		s.rootless.Add(name)
+	}
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	if !s.alone() {
+		parts.Go(func() { s.untilDone(ctx, "publish", s.publish) })
+	}
+	parts.Go(func() { s.reportProblems(ctx) })
+	parts.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-time.After(refusalPatience):
+			s.reviewRefusals()
+		}
+	})
+	if err := s.status.Run(ctx, s.source); err != nil && ctx.Err() == nil {
+		s.log.Error("status is not written any more", "error", err)
+	}
 }
 
 // What a replica says in its Lease: annotations.

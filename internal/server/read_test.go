@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -13,9 +14,11 @@ import (
 	istio "istio.io/client-go/pkg/clientset/versioned"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/workqueue"
 
 	"isthmus.dev/internal/kubeapi/stub"
 	"isthmus.dev/internal/model"
+	"isthmus.dev/internal/status"
 	"isthmus.dev/internal/store"
 )
 
@@ -73,5 +76,29 @@ spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}`)
 		if n := len(store.All(r, store.Services)); n != 1 {
 			t.Errorf("%d services are known, want 1", n)
 		}
+	})
+}
+
+// TestLeadingWithoutPublishing: that a leader can't publish where it is keeps it from
+// nothing else.
+func TestLeadingWithoutPublishing(t *testing.T) {
+	api := stub.New(t)
+	api.Apply(`
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews, namespace: shop}
+spec: {hosts: [reviews], http: [{route: [{destination: {host: nowhere}}]}]}`)
+	s, g, ctx := readServer(t, api)
+	s.replica = newReplica(s.kube, true, s.log)
+	s.rootless = workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[string]())
+	if err := s.publish(ctx); err == nil {
+		t.Fatal("it has no address, and published one")
+	}
+	g.Go(func() error {
+		s.whileLeading(ctx)
+		return nil
+	})
+	eventually(t, "the status is written", func() bool {
+		return strings.Contains(fmt.Sprint(api.Object("virtualservices", "shop", "reviews")["status"]), status.ReferencesResolved)
 	})
 }
