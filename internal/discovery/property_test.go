@@ -485,7 +485,12 @@ func TestRouteTableOfParts(t *testing.T) {
 			s.Commit(g.batch())
 		}
 		s.Open()
-		w := g.anyWorkload()
+		w := new(model.Workload)
+		*w = *g.anyWorkload()
+		w.Scope = "full" // on demand, a proxy holds only what it asked for
+		b := &store.Batch{}
+		store.Put(b, store.Workloads, w.Key, w)
+		s.Commit(b)
 		split := connect(t, mesh, w, true)
 		got := mesh.Config(w.Key, xds.RouteType)
 		var want []*routev3.RouteConfiguration
