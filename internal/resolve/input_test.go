@@ -99,7 +99,12 @@ func (in *input) read(t *testing.T, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range strings.Split(string(text), "\n---\n") {
+	in.parse(t, file, string(text))
+}
+
+func (in *input) parse(t *testing.T, file, text string) {
+	t.Helper()
+	for _, part := range strings.Split(text, "\n---\n") {
 		if included, ok := strings.CutPrefix(strings.TrimSpace(part), "# include "); ok {
 			in.read(t, "testdata/"+included)
 			continue
