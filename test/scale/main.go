@@ -76,7 +76,11 @@ func run(ctx context.Context) error {
 		}
 	}
 	f := newFile(versionOf(b.isthmusd), istiodVersion(b.istiod))
-	failed := b.runAll(ctx, steps, f)
+	dir := ""
+	if *keepResults {
+		dir = *results
+	}
+	failed := b.runAll(ctx, steps, f, dir)
 	f.table(os.Stdout)
 	fmt.Println()
 	if b.istiod != "" {
@@ -85,13 +89,6 @@ func run(ctx context.Context) error {
 	} else if before != nil {
 		fmt.Printf("Times less than %s of %s:\n", before.Version, before.Date[:10])
 		f.factors(os.Stdout, before, "isthmusd")
-	}
-	if *keepResults && len(f.Results) > 0 {
-		name, err := f.write(*results)
-		if err != nil {
-			return errors.Join(failed, err)
-		}
-		fmt.Println("kept in", name)
 	}
 	return failed
 }

@@ -101,9 +101,10 @@ func thisMachine() machine {
 	return m
 }
 
-// runAll measures a suite, one after the other, and tells of each as it ends. A
-// scenario that fails is reported, and the rest still run.
-func (b *bench) runAll(ctx context.Context, steps []step, f *file) error {
+// runAll measures a suite, one after the other, tells of each as it ends, and keeps
+// it in a folder, unless that is "". A scenario that fails is reported, and the rest
+// still run.
+func (b *bench) runAll(ctx context.Context, steps []step, f *file, dir string) error {
 	var failed []error
 	for _, s := range steps {
 		for _, istiod := range []bool{false, true} {
@@ -121,6 +122,11 @@ func (b *bench) runAll(ctx context.Context, steps []step, f *file) error {
 			}
 			fmt.Fprintf(os.Stderr, "%-28s %-9s first %6.2f CPU s, %7.0f KB and %5.2f MB a proxy\n", s.name(), r.Server, r.FirstCPUS, r.ProxyKB, r.ProxyMemMB)
 			f.Results = append(f.Results, r)
+			if dir != "" {
+				if err := f.write(dir); err != nil {
+					return errors.Join(append(failed, err)...)
+				}
+			}
 		}
 	}
 	return errors.Join(failed...)
@@ -151,30 +157,33 @@ func readFile(name string) (*file, error) {
 // write keeps results in a folder, under a name that sorts by date. Those of an
 // earlier run of the same day and version stay, where this one has not measured
 // the same.
-func (f *file) write(dir string) (string, error) {
+func (f *file) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
+		return err
 	}
 	name := filepath.Join(dir, f.Date[:10]+"-"+f.Version+".json")
 	old, err := readFile(name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
+		return err
 	}
+	all := *f
+	all.Results = slices.Clone(f.Results)
 	if old != nil {
+		all.Istiod = cmp.Or(f.Istiod, old.Istiod)
 		for _, r := range old.Results {
 			if f.find(r.Server, r.name()) == nil {
-				f.Results = append(f.Results, r)
+				all.Results = append(all.Results, r)
 			}
 		}
 	}
-	slices.SortStableFunc(f.Results, func(a, b result) int {
+	slices.SortStableFunc(all.Results, func(a, b result) int {
 		return cmp.Or(cmp.Compare(a.Proxies, b.Proxies), cmp.Compare(a.Services, b.Services), cmp.Compare(a.name(), b.name()), cmp.Compare(a.Server, b.Server))
 	})
-	b, err := json.MarshalIndent(f, "", " ")
+	b, err := json.MarshalIndent(all, "", " ")
 	if err != nil {
-		return "", err
+		return err
 	}
-	return name, os.WriteFile(name, append(b, '\n'), 0o644)
+	return os.WriteFile(name, append(b, '\n'), 0o644)
 }
 
 // find gives a result, or nil.
