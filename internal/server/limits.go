@@ -71,10 +71,19 @@ func (l *Limits) memory(shared bool) uint64 {
 	return limit / 10 * 9
 }
 
-// keepMemory has the garbage collector work harder as the limit comes near, and
-// gives how much may live on the heap when a stream is let in: below that limit,
-// since a stream that is served needs memory of its own.
+// gcPercent lets the heap grow by half between collections. With 500 proxies of
+// 1,000 services each that is 0.33 MB a proxy instead of 0.46, for 0.2 CPU seconds
+// more to give them their first configuration.
+const gcPercent = 50
+
+// keepMemory sets the garbage collector's pace, where the environment doesn't, and
+// has it work harder as the limit comes near. It gives how much may live on the heap
+// when a stream is let in: below that limit, since a stream that is served needs
+// memory of its own.
 func keepMemory(limit uint64) (most uint64) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	if limit == 0 {
 		return 0
 	}
