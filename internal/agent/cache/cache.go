@@ -55,12 +55,7 @@ type Options struct {
 	// Linger is how long a new Envoy has to ask for what the last one asked for,
 	// before that is given up; by default 1 minute.
 	Linger time.Duration
-	// HoldUnknown leaves a cluster or virtual host that Envoy asks for, and that is
-	// not known, without an answer while there is no control plane, so that the
-	// request waits for it as long as Envoy's own timeout allows. By default it is
-	// answered with an error at once, after a second of waiting for a control plane.
-	HoldUnknown bool
-	Log         *slog.Logger
+	Log    *slog.Logger
 }
 
 // Cache is the agent's view of the mesh.

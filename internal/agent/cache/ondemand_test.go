@@ -111,31 +111,6 @@ func TestOnDemand(t *testing.T) {
 	})
 }
 
-// With HoldUnknown what is not known waits for the control plane, and nothing else
-// waits for that.
-func TestUnknownIsHeld(t *testing.T) {
-	dir := t.TempDir()
-	p := onDemand(t)
-	opts := cache.Options{Targets: []string{p.addr}, HoldUnknown: true}
-	a := startAgent(t, dir, opts)
-	e := startProxy(t, a.socket)
-	e.ask(xds.ClusterType, "seldom")
-	xdstest.Eventually(t, "the cluster asked for arrives", e.gets(xds.ClusterType, "seldom", "1"))
-	p.stop()
-	xdstest.Eventually(t, "the loss is noticed", func() bool { return !a.State().Connected })
-	e.cancel()
-	e = startProxy(t, a.socket)
-	e.ask(xds.ClusterType, "never")
-	e.ask(xds.ClusterType, "seldom")
-	xdstest.Eventually(t, "what is known is answered", e.gets(xds.ClusterType, "seldom", "1"))
-	if got := e.get(xds.ClusterType, "never"); got != "" {
-		t.Errorf("what is not known was answered with %q", got)
-	}
-	p.mesh.Set(cluster("never", "1"))
-	p.start()
-	xdstest.Eventually(t, "it is answered", e.gets(xds.ClusterType, "never", "1"))
-}
-
 func adsSource() *corev3.ConfigSource {
 	return &corev3.ConfigSource{ResourceApiVersion: corev3.ApiVersion_V3, InitialFetchTimeout: durationpb.New(time.Second),
 		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}}}
@@ -177,59 +152,42 @@ func hostOf(name string, port uint32, cluster string) *xds.Resource {
 }
 
 // TestEnvoyAsks: what Envoy asked for once it has without the control plane, too.
-// What is new then fails at once, or waits for the control plane.
+// What is new then fails at once.
 func TestEnvoyAsks(t *testing.T) {
-	for _, hold := range []bool{false, true} {
-		t.Run(fmt.Sprintf("hold %v", hold), func(t *testing.T) {
-			one := backend(t, "one")
-			port, other := xdstest.FreePort(t), xdstest.FreePort(t)
-			p := newPlane(t)
-			p.mesh.Set(append(asking(t, "l", port), asking(t, "m", other)...)...)
-			p.mesh.Set(hostOf("l", port, "a"), xdstest.Cluster("a", time.Second), xdstest.Endpoints("a", one))
-			p.mesh.Cover(xds.ListenerType, "l", "m")
-			p.mesh.Cover(xds.RouteType, "l", "m")
-			dir, opts := t.TempDir(), cache.Options{Targets: []string{p.addr}, HoldUnknown: hold}
-			a := startAgent(t, dir, opts)
-			envoy := xdstest.StartEnvoy(t, a.socket)
-			xdstest.Eventually(t, "Envoy is ready", envoy.Ready)
-			get := func(what string, port uint32) (int, string) {
-				began := time.Now()
-				code, body := xdstest.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
-				t.Logf("%s: %d after %v", what, code, time.Since(began).Round(time.Millisecond))
-				return code, body
-			}
-			if code, body := get("asked for the first time", port); code != 200 || body != "one" {
-				t.Fatalf("got %d %q", code, body)
-			}
-			xdstest.Eventually(t, "all is written", func() bool { return !a.State().Types[xds.EndpointType].Pending })
-			p.stop()
-			envoy.Stop()
-			a.stop()
-			a = startAgent(t, dir, opts)
-			envoy = xdstest.StartEnvoy(t, a.socket)
-			xdstest.Eventually(t, "Envoy is ready", envoy.Ready)
-			if code, body := get("from the cache, without the control plane", port); code != 200 || body != "one" {
-				t.Errorf("got %d %q", code, body)
-			}
-			p.mesh.Set(hostOf("m", other, "a"))
-			if hold {
-				waiting := make(chan struct{})
-				go func() {
-					defer close(waiting)
-					if code, body := get("unknown, until the control plane is back", other); code != 200 || body != "one" {
-						t.Errorf("got %d %q", code, body)
-					}
-				}()
-				time.Sleep(300 * time.Millisecond) // of waiting
-				p.start()
-				<-waiting
-				return
-			}
-			if code, body := get("unknown, without the control plane", other); code != 503 || !strings.Contains(body, "can't be asked") {
-				t.Errorf("got %d %q", code, body)
-			}
-			p.start()
-			xdstest.Eventually(t, "it is served when the control plane is back", answers(other, "one"))
-		})
+	one := backend(t, "one")
+	port, other := xdstest.FreePort(t), xdstest.FreePort(t)
+	p := newPlane(t)
+	p.mesh.Set(append(asking(t, "l", port), asking(t, "m", other)...)...)
+	p.mesh.Set(hostOf("l", port, "a"), xdstest.Cluster("a", time.Second), xdstest.Endpoints("a", one))
+	p.mesh.Cover(xds.ListenerType, "l", "m")
+	p.mesh.Cover(xds.RouteType, "l", "m")
+	dir, opts := t.TempDir(), cache.Options{Targets: []string{p.addr}}
+	a := startAgent(t, dir, opts)
+	envoy := xdstest.StartEnvoy(t, a.socket)
+	xdstest.Eventually(t, "Envoy is ready", envoy.Ready)
+	get := func(what string, port uint32) (int, string) {
+		began := time.Now()
+		code, body := xdstest.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
+		t.Logf("%s: %d after %v", what, code, time.Since(began).Round(time.Millisecond))
+		return code, body
 	}
+	if code, body := get("asked for the first time", port); code != 200 || body != "one" {
+		t.Fatalf("got %d %q", code, body)
+	}
+	xdstest.Eventually(t, "all is written", func() bool { return !a.State().Types[xds.EndpointType].Pending })
+	p.stop()
+	envoy.Stop()
+	a.stop()
+	a = startAgent(t, dir, opts)
+	envoy = xdstest.StartEnvoy(t, a.socket)
+	xdstest.Eventually(t, "Envoy is ready", envoy.Ready)
+	if code, body := get("from the cache, without the control plane", port); code != 200 || body != "one" {
+		t.Errorf("got %d %q", code, body)
+	}
+	p.mesh.Set(hostOf("m", other, "a"))
+	if code, body := get("unknown, without the control plane", other); code != 503 || !strings.Contains(body, "can't be asked") {
+		t.Errorf("got %d %q", code, body)
+	}
+	p.start()
+	xdstest.Eventually(t, "it is served when the control plane is back", answers(other, "one"))
 }

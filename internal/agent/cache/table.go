@@ -182,7 +182,7 @@ func (v *view) Get(typeURL, name string) *xds.Resource {
 	if r := v.types[typeURL].get(name).resource; r != nil {
 		return r
 	}
-	if !v.expecting && !v.cache.opts.HoldUnknown && v.missing(typeURL, name) {
+	if !v.expecting && v.missing(typeURL, name) {
 		return placeholder(typeURL, name)
 	}
 	return nil
@@ -207,7 +207,7 @@ func (v *view) Awaiting(typeURL, name string) bool {
 		return !c.complete
 	}
 	if v.missing(typeURL, name) {
-		return v.expecting || v.cache.opts.HoldUnknown
+		return v.expecting
 	}
 	return v.expecting && !c.complete && typeURL != xds.VirtualHostType && c.get(name).nothing()
 }
