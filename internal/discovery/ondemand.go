@@ -260,6 +260,32 @@ func (s *subscription) ask(typeURL string, names []string) {
 	}
 }
 
+// maxHeld is how many clusters a proxy that comes back may keep. One that has more
+// was in full scope until now.
+const maxHeld = 256
+
+// Held implements xds.Holder: clusters that a running proxy was given unasked, and
+// that its group has been forgotten to use, stay with it, since to remove them would
+// close connections.
+func (s *subscription) Held(typeURL string, names []string) {
+	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !strings.HasPrefix(name, "outbound|") })
+	if typeURL != xds.ClusterType || !s.split || len(names) == 0 || len(names) > maxHeld {
+		return
+	}
+	s.mesh.store.Update(func(tx *store.Tx) {
+		scope := s.place[demandPlace]
+		if scope == nil {
+			return
+		}
+		for _, name := range names {
+			if scope.contents.tables[typeOf(typeURL)].get(name) == nil && len(scope.demand.destinations) < maxAsked {
+				scope.demand.learn(tx, name)
+			}
+		}
+		s.mesh.publish(tx)
+	})
+}
+
 // demandView is a view in on-demand scope.
 type demandView struct{ *view }
 

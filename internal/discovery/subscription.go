@@ -39,6 +39,7 @@ var (
 	_ xds.Subscription = (*subscription)(nil)
 	_ xds.Interest     = (*subscription)(nil)
 	_ xds.Refuser      = (*subscription)(nil)
+	_ xds.Holder       = (*subscription)(nil)
 	_ xds.Splitter     = (*view)(nil)
 )
 

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -133,6 +134,9 @@ func (s *session) open(t *typeState, req *discoveryv3.DeltaDiscoveryRequest) err
 	if t.rank == rankCluster && len(t.initial) > 0 {
 		s.holdUntil = s.now().Add(s.grace)
 		s.unfollowed = map[string]struct{}{}
+		if holder, ok := s.sub.(Holder); ok {
+			holder.Held(t.url, slices.Collect(maps.Keys(t.initial)))
+		}
 	}
 	if err := s.subscribe(t, subscribe); err != nil {
 		return err

@@ -114,6 +114,12 @@ type Refuser interface {
 	RefusedResources(typeURL string, resources []*Resource, detail string)
 }
 
+// Holder is a Subscription that is told what a proxy that comes back has of a type,
+// before it is asked what of that is gone.
+type Holder interface {
+	Held(typeURL string, names []string)
+}
+
 // Waiter is a View that may not know yet whether a resource exists. While
 // Awaiting is true, a subscription to that name ("*": to all) is left without an
 // answer; a later View ends the wait.
