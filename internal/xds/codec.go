@@ -53,7 +53,7 @@ const (
 
 // buffers is the response as it goes onto the wire.
 func (r *response) buffers() mem.BufferSlice {
-	out := make(mem.BufferSlice, 0, 1+2*len(r.resources))
+	out := make(mem.BufferSlice, 0, 1+len(r.resources)+len(r.resources)/8)
 	head := make([]byte, 0, 128)
 	head = appendString(head, responseVersion, strconv.FormatUint(r.revision, 10))
 	head = appendString(head, responseTypeURL, r.typeURL)
@@ -64,17 +64,20 @@ func (r *response) buffers() mem.BufferSlice {
 	out = append(out, mem.SliceBuffer(head))
 	for _, res := range r.resources {
 		w := res.wire(r.aliases[res.Name])
-		out = append(out, w.head, w.body)
+		out = append(out, w.parts...)
 	}
 	return out
 }
 
-// wireForm is a resource as a field of a DeltaDiscoveryResponse.
+// wireForm is a resource as a field of a DeltaDiscoveryResponse: what comes before the
+// bytes of the body, and these. Those of a small one are copied behind it, because a
+// response of many buffers costs more to send.
 type wireForm struct {
-	head mem.Buffer // all that comes before the bytes of the body
-	body mem.Buffer
-	size int // of both
+	parts []mem.Buffer
+	size  int
 }
+
+const smallBody = 4 << 10
 
 // wire makes the wire form. Without aliases that is once, whoever is sent it.
 func (r *Resource) wire(aliases []string) *wireForm {
@@ -96,7 +99,12 @@ func (r *Resource) prepare(aliases []string) *wireForm {
 	for _, alias := range aliases {
 		size += sizeField(resourceAliases, len(alias))
 	}
-	head := make([]byte, 0, sizeField(responseResources, size)-len(value))
+	whole := sizeField(responseResources, size)
+	room := whole
+	if len(value) >= smallBody {
+		room -= len(value)
+	}
+	head := make([]byte, 0, room)
 	head = appendLength(head, responseResources, size)
 	head = appendString(head, resourceVersion, r.Version)
 	head = appendString(head, resourceName, r.Name)
@@ -106,7 +114,10 @@ func (r *Resource) prepare(aliases []string) *wireForm {
 	head = appendLength(head, resourceBody, body)
 	head = appendString(head, anyTypeURL, typeURL)
 	head = appendLength(head, anyValue, len(value))
-	return &wireForm{mem.SliceBuffer(head), mem.SliceBuffer(value), len(head) + len(value)}
+	if len(value) < smallBody {
+		return &wireForm{[]mem.Buffer{mem.SliceBuffer(append(head, value...))}, whole}
+	}
+	return &wireForm{[]mem.Buffer{mem.SliceBuffer(head), mem.SliceBuffer(value)}, whole}
 }
 
 func sizeField(number protowire.Number, n int) int {

@@ -52,7 +52,7 @@ func TestCodec(t *testing.T) {
 	}
 }
 
-// Bytes of a body are not copied, whoever is sent it.
+// Bytes of a large body are not copied, whoever is sent it.
 func TestCodecCopiesNoBody(t *testing.T) {
 	value := []byte(strings.Repeat("x", 1<<20))
 	r := &Resource{Name: "a", Body: &anypb.Any{Value: value}}
