@@ -34,17 +34,22 @@ func fakeRules() *Rules {
 		return s
 	}
 	list := store.NewRule("list", func(a, b *ir.Audience) bool {
-		return a.Visibility == b.Visibility && slices.Equal(a.Clusters, b.Clusters)
+		return a.Visibility == b.Visibility && a.Clusters.Same(b.Clusters)
 	}, func(r *store.Reader, v ir.Visibility) *ir.Audience {
-		a := &ir.Audience{Visibility: v}
+		a := &ir.Audience{Visibility: v, Clusters: make(ir.Chunks[ir.ClusterKey], 3), Names: make(ir.Chunks[ir.ServiceKey], 3)}
 		for _, s := range store.All(r, store.Services) {
 			if s.Selector["private"] != "" && s.Key.Namespace != v.Namespace {
 				continue
 			}
 			k := ir.ServiceKey{Namespace: s.Key.Namespace, Name: s.Key.Name, Host: s.Key.Host}
-			a.Clusters = append(a.Clusters, ir.ClusterKey{Service: k})
-			a.Names = append(a.Names, k)
+			id := s.Key.Name[len(s.Key.Name)-1] % 3
+			a.Clusters[id].Keys = append(a.Clusters[id].Keys, ir.ClusterKey{Service: k})
+			a.Names[id].Keys = append(a.Names[id].Keys, k)
 		}
+		for id := range a.Clusters {
+			a.Clusters[id].ID, a.Names[id].ID = uint32(id), uint32(id)
+		}
+		a.Clusters = slices.DeleteFunc(a.Clusters, func(c ir.Chunk[ir.ClusterKey]) bool { return len(c.Keys) == 0 })
 		return a
 	})
 	return &Rules{

@@ -102,15 +102,15 @@ func (rules *Rules) all(r *store.Reader, workload workloadKey, typeURL string) [
 	}
 	switch typeURL {
 	case xds.ClusterType:
-		for _, key := range a.Clusters {
+		for key := range a.Clusters.All() {
 			add(store.Eval(r, rules.Cluster, key))
 		}
 	case xds.EndpointType:
-		for _, key := range a.Clusters {
+		for key := range a.Clusters.All() {
 			add(store.Eval(r, rules.Endpoints, ir.EndpointsKey{Cluster: key, From: a.From}))
 		}
 	case xds.ListenerType:
-		for _, key := range a.Listeners {
+		for key := range a.Listeners.All() {
 			add(store.Eval(r, rules.Listener, key))
 		}
 	case xds.RouteType:
@@ -118,7 +118,7 @@ func (rules *Rules) all(r *store.Reader, workload workloadKey, typeURL string) [
 			add(store.Eval(r, rules.RouteTable, key))
 		}
 	case xds.NameType:
-		for _, key := range a.Names {
+		for key := range a.Names.All() {
 			add(store.Eval(r, rules.Name, key))
 		}
 	case xds.WorkloadConfigType:

@@ -40,8 +40,8 @@ type scope struct {
 	key      scopeKey
 	mesh     *Mesh
 	members  map[*subscription]struct{}
-	audience *ir.Audience // of an outbound scope: what it holds
-	held     [groupCount][]store.Root
+	audience *ir.Audience                        // of an outbound scope: what it holds
+	held     [groupCount]map[uint32][]store.Root // by the ID of the audience's chunk
 	others   []store.Root
 	demand   *demand                              // of a group's on-demand scope
 	edits    [tableCount]map[string]*xds.Resource // by the commit that is under way
@@ -52,7 +52,7 @@ type scope struct {
 }
 
 // The groups of keys that an audience lists, as places in scope.held, which has
-// the roots in the order of the keys.
+// the roots of each chunk in the order of its keys.
 const (
 	clusterGroup = iota
 	endpointGroup
@@ -161,8 +161,8 @@ func (s *scope) drop(tx *store.Tx, root store.Root) {
 	tx.Release(root)
 }
 
-// follow makes the scope hold what a new list of the audience names. What both
-// lists begin and end with is left alone, so a change costs what lies between.
+// follow makes the scope hold what a new list of the audience names. Chunks that
+// both lists share are left alone, so a change costs those that differ.
 func (s *scope) follow(tx *store.Tx, a *ir.Audience) {
 	if s.audience == a {
 		return
@@ -187,37 +187,51 @@ func (s *scope) follow(tx *store.Tx, a *ir.Audience) {
 		}
 		followKeys(tx, s, partGroup, old.Parts, a.Parts, func(k ir.RouteTablePartKey) store.Root { return hold(tx, s, rules.VirtualHosts, k) })
 	}
-	followKeys(tx, s, routeGroup, old.Routes, a.Routes, func(k ir.RouteTableKey) store.Root { return hold(tx, s, tables, k) })
+	followKeys(tx, s, routeGroup, oneChunk(old.Routes), oneChunk(a.Routes), func(k ir.RouteTableKey) store.Root { return hold(tx, s, tables, k) })
 	followKeys(tx, s, nameGroup, old.Names, a.Names, func(k ir.ServiceKey) store.Root { return hold(tx, s, rules.Name, k) })
 }
 
-func followKeys[K comparable](tx *store.Tx, s *scope, group int, old, keys []K, hold func(K) store.Root) {
-	head := 0
-	for head < len(old) && head < len(keys) && old[head] == keys[head] {
-		head++
+func oneChunk[K comparable](keys []K) ir.Chunks[K] { return ir.Chunks[K]{{Keys: keys}} }
+
+// followKeys holds what is new in a list before it drops what is gone from it, so
+// that nothing is evaluated again that is in both.
+func followKeys[K comparable](tx *store.Tx, s *scope, group int, old, is ir.Chunks[K], hold func(K) store.Root) {
+	if s.held[group] == nil {
+		s.held[group] = map[uint32][]store.Root{}
 	}
-	tail := 0
-	for tail < len(old)-head && tail < len(keys)-head && old[len(old)-1-tail] == keys[len(keys)-1-tail] {
-		tail++
+	held := s.held[group]
+	var come, gone []store.Root
+	for len(old) > 0 || len(is) > 0 {
+		var before, after ir.Chunk[K]
+		if len(is) == 0 || len(old) > 0 && old[0].ID <= is[0].ID {
+			before, after.ID = old[0], old[0].ID
+		}
+		if len(old) == 0 || len(is) > 0 && is[0].ID <= old[0].ID {
+			after = is[0]
+		}
+		if len(old) > 0 && old[0].ID == after.ID {
+			old = old[1:]
+		}
+		if len(is) > 0 && is[0].ID == after.ID {
+			is = is[1:]
+		}
+		if before.Same(after) {
+			continue
+		}
+		was := held[after.ID]
+		roots, head, tail := followChunk(was, before.Keys, after.Keys, hold)
+		come = append(come, roots[head:len(roots)-tail]...)
+		gone = append(gone, was[head:len(was)-tail]...)
+		if held[after.ID] = roots; len(roots) == 0 {
+			delete(held, after.ID)
+		}
 	}
-	if head+tail == len(old) && head+tail == len(keys) {
-		return
-	}
-	was := s.held[group]
-	roots := make([]store.Root, 0, len(keys))
-	roots = append(roots, was[:head]...)
-	// What is held anew comes before what is dropped, so that nothing is evaluated
-	// again that is in both.
-	for _, k := range keys[head : len(keys)-tail] {
-		roots = append(roots, hold(k))
-	}
-	gone := was[head : len(was)-tail]
 	for _, root := range gone {
 		for _, r := range s.mesh.outputs[root].resources {
 			s.unset(s.mesh.outputs[root], r)
 		}
 	}
-	for _, root := range roots[head:] {
+	for _, root := range come {
 		for _, r := range s.mesh.outputs[root].resources {
 			s.set(s.mesh.outputs[root], r)
 		}
@@ -225,21 +239,43 @@ func followKeys[K comparable](tx *store.Tx, s *scope, group int, old, keys []K, 
 	for _, root := range gone {
 		s.drop(tx, root)
 	}
-	s.held[group] = append(roots, was[len(was)-tail:]...)
+}
+
+// followChunk gives the roots of a chunk. How many it has in common with the one
+// before at its head and at its tail, which are left alone, it gives too.
+func followChunk[K comparable](was []store.Root, old, keys []K, hold func(K) store.Root) (roots []store.Root, head, tail int) {
+	for head < len(old) && head < len(keys) && old[head] == keys[head] {
+		head++
+	}
+	for tail < len(old)-head && tail < len(keys)-head && old[len(old)-1-tail] == keys[len(keys)-1-tail] {
+		tail++
+	}
+	roots = append(make([]store.Root, 0, len(keys)), was[:head]...)
+	for _, k := range keys[head : len(keys)-tail] {
+		roots = append(roots, hold(k))
+	}
+	return append(roots, was[len(was)-tail:]...), head, tail
 }
 
 // close releases all that the scope holds.
 func (s *scope) close(tx *store.Tx) {
 	delete(s.mesh.scopes, s.key)
 	delete(s.mesh.touched, s)
-	for _, roots := range append(s.held[:], s.others) {
-		for _, root := range roots {
-			s.drop(tx, root)
+	for _, chunks := range s.held {
+		for _, roots := range chunks {
+			s.release(tx, roots)
 		}
 	}
-	s.held, s.others = [groupCount][]store.Root{}, nil
+	s.release(tx, s.others)
+	s.held, s.others = [groupCount]map[uint32][]store.Root{}, nil
 	if s.demand != nil {
 		s.demand.close(tx)
+	}
+}
+
+func (s *scope) release(tx *store.Tx, roots []store.Root) {
+	for _, root := range roots {
+		s.drop(tx, root)
 	}
 }
 

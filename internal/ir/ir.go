@@ -9,7 +9,9 @@
 package ir
 
 import (
+	"iter"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -62,12 +64,12 @@ type (
 		Visibility Visibility
 		Port       uint32
 	}
-	// RouteTablePartKey: some virtual hosts that follow each other in a route table.
-	// Those of the services from the host Start on, or those of hosts without a
-	// service. A table may have thousands, of which a change concerns one.
+	// RouteTablePartKey: some virtual hosts of a route table: those of the services
+	// of a shard, or those of hosts without a service. A table may have thousands, of
+	// which a change concerns one.
 	RouteTablePartKey struct {
 		Table    RouteTableKey
-		Start    string
+		Shard    Shard
 		Unserved bool
 	}
 	// ListenerKey: one outbound listener. Address is "" for the port's wildcard
@@ -123,12 +125,50 @@ type Audience struct {
 	Visibility Visibility
 	From       From
 	Outbound   OutboundKey
-	Clusters   []ClusterKey
-	Listeners  []ListenerKey
+	Clusters   Chunks[ClusterKey]  // by shard
+	Listeners  Chunks[ListenerKey] // by port
 	Routes     []RouteTableKey
-	Parts      []RouteTablePartKey // of Routes, for proxies that take virtual hosts by themselves
-	Names      []ServiceKey
+	Parts      Chunks[RouteTablePartKey] // of Routes, by port, for proxies that take virtual hosts by themselves
+	Names      Chunks[ServiceKey]        // by shard
 }
+
+// Shard is a part of all services. Which one a service is in depends on its host
+// alone, so that services stay where they are when others come and go.
+type Shard uint8
+
+// Chunks is a list of keys in parts, in the order of their IDs. Lists share the parts
+// in which they don't differ: a change costs one part, and who compares two lists
+// looks at those only that differ.
+type Chunks[K comparable] []Chunk[K]
+
+// Chunk is one part.
+type Chunk[K comparable] struct {
+	ID   uint32
+	Keys []K
+}
+
+// All yields the keys.
+func (c Chunks[K]) All() iter.Seq[K] {
+	return func(yield func(K) bool) {
+		for _, chunk := range c {
+			for _, k := range chunk.Keys {
+				if !yield(k) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Same tells whether two lists hold the same; quickly, where they share.
+func (c Chunks[K]) Same(o Chunks[K]) bool {
+	return sameSlice(c, o) || slices.EqualFunc(c, o, func(a, b Chunk[K]) bool { return a.ID == b.ID && a.Same(b) })
+}
+
+// Same tells whether two parts hold the same.
+func (c Chunk[K]) Same(o Chunk[K]) bool { return sameSlice(c.Keys, o.Keys) || slices.Equal(c.Keys, o.Keys) }
+
+func sameSlice[E any](a, b []E) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
 // Destination is what a proxy needs to use one: the clusters that its routes name,
 // mirrors included.

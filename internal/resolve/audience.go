@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"maps"
 	"slices"
 
 	"isthmus.dev/internal/ir"
@@ -40,54 +41,92 @@ var audience = store.NewRule("audience", equalAudiences, func(r *store.Reader, k
 	out.Names = store.Eval(r, visibleNames, view)
 	out.Clusters = store.Eval(r, visibleClusters, shared)
 	for _, port := range store.Eval(r, visiblePorts, view) {
-		table := store.Eval(r, listenerTable, viewPort{view, port})
-		for _, spec := range table.Specs {
-			out.Listeners = append(out.Listeners, ir.ListenerKey{Visibility: shared, Address: spec.Address, Port: port})
+		if listeners := store.Eval(r, portListeners, visibilityPort{shared, port}); len(listeners) > 0 {
+			out.Listeners = append(out.Listeners, ir.Chunk[ir.ListenerKey]{ID: port, Keys: listeners})
 		}
-		if table.HTTP {
+		if store.Eval(r, servesHTTP, viewPort{view, port}) {
 			key := ir.RouteTableKey{Visibility: shared, Port: port}
 			if store.Eval(r, bareNames, namespacePort{namespace, port}) {
 				key.Visibility = k.Visibility
 			}
 			out.Routes = append(out.Routes, key)
 			if layout := store.Eval(r, RouteTableLayoutOf, key); layout != nil {
-				out.Parts = append(out.Parts, layout.Parts...)
+				out.Parts = append(out.Parts, ir.Chunk[ir.RouteTablePartKey]{ID: port, Keys: layout.Parts})
 			}
 		}
 	}
 	return out
 })
 
-// visibleNames are the services of a view that give names, one a host.
-var visibleNames = store.NewRule("visible names", equalLists[ir.ServiceKey], func(r *store.Reader, v view) []ir.ServiceKey {
-	set := store.Eval(r, visibleServices, v)
-	out := make([]ir.ServiceKey, 0, len(set.list))
-	for _, s := range set.list {
-		if set.byHost[s.Key.Host][0] == s {
-			out = append(out, serviceKey(s.Key))
+type visibilityPort struct {
+	Visibility ir.Visibility
+	Port       uint32
+}
+
+// portListeners are the outbound listeners of a port.
+var portListeners = store.NewRule("visible listeners", slices.Equal[[]ir.ListenerKey],
+	func(r *store.Reader, k visibilityPort) []ir.ListenerKey {
+		specs := store.Eval(r, listenerTable, viewPort{store.Eval(r, serviceView, viewOf(k.Visibility)), k.Port})
+		out := make([]ir.ListenerKey, 0, len(specs))
+		for _, spec := range specs {
+			out = append(out, ir.ListenerKey{Visibility: k.Visibility, Address: spec.Address, Port: k.Port})
 		}
-	}
-	return out
-})
+		return out
+	})
+
+// visibleNames are the services of a view that give names, one a host.
+var visibleNames = store.NewRule("visible names", ir.Chunks[ir.ServiceKey].Same,
+	func(r *store.Reader, v view) ir.Chunks[ir.ServiceKey] {
+		return byShard(r, func(s ir.Shard) []ir.ServiceKey { return store.Eval(r, shardNames, viewShard{v, s}) })
+	})
+
+var shardNames = store.NewRule("visible names of a shard", slices.Equal[[]ir.ServiceKey],
+	func(r *store.Reader, k viewShard) []ir.ServiceKey {
+		set := store.Eval(r, visibleServices, k)
+		out := make([]ir.ServiceKey, 0, len(set.list))
+		for _, s := range set.list {
+			if set.byHost[s.Key.Host][0] == s {
+				out = append(out, serviceKey(s.Key))
+			}
+		}
+		return out
+	})
 
 // visibleClusters are those of a visibility: one list for all namespaces that
 // nothing is private to.
-var visibleClusters = store.NewRule("visible clusters", equalLists[ir.ClusterKey], func(r *store.Reader, v ir.Visibility) []ir.ClusterKey {
-	view := store.Eval(r, serviceView, viewOf(v))
-	set := store.Eval(r, visibleServices, view)
-	rules := newRuleSelector(r, v)
-	out := make([]ir.ClusterKey, 0, len(set.list))
-	for _, port := range store.Eval(r, visiblePorts, view) {
-		for _, s := range set.byPort[port] {
-			out = appendClusters(out, s, port, rules.rule(s.Key))
+var visibleClusters = store.NewRule("visible clusters", ir.Chunks[ir.ClusterKey].Same,
+	func(r *store.Reader, v ir.Visibility) ir.Chunks[ir.ClusterKey] {
+		return byShard(r, func(s ir.Shard) []ir.ClusterKey { return store.Eval(r, shardClusters, visibilityShard{v, s}) })
+	})
+
+type visibilityShard struct {
+	Visibility ir.Visibility
+	Shard      ir.Shard
+}
+
+var shardClusters = store.NewRule("visible clusters of a shard", slices.Equal[[]ir.ClusterKey],
+	func(r *store.Reader, k visibilityShard) []ir.ClusterKey {
+		set := store.Eval(r, visibleServices, viewShard{store.Eval(r, serviceView, viewOf(k.Visibility)), k.Shard})
+		rules := newRuleSelector(r, k.Visibility)
+		out := make([]ir.ClusterKey, 0, len(set.list))
+		for _, port := range slices.Sorted(maps.Keys(set.byPort)) {
+			for _, s := range set.byPort[port] {
+				out = appendClusters(out, s, port, rules.rule(s.Key))
+			}
+		}
+		return out
+	})
+
+// byShard puts a list together.
+func byShard[K comparable](r *store.Reader, of func(ir.Shard) []K) ir.Chunks[K] {
+	used := store.Eval(r, usedShards, struct{}{})
+	out := make(ir.Chunks[K], 0, len(used))
+	for _, s := range used {
+		if keys := of(s); len(keys) > 0 {
+			out = append(out, ir.Chunk[K]{ID: uint32(s), Keys: keys})
 		}
 	}
 	return out
-})
-
-// equalLists compares lists that are mostly the same one.
-func equalLists[T comparable](a, b []T) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.Equal(a, b))
 }
 
 // appendClusters adds a service's port: the whole of it, and the subsets of the
@@ -107,8 +146,9 @@ func appendClusters(to []ir.ClusterKey, s *model.Service, port uint32, group *ru
 }
 
 func equalAudiences(a, b *ir.Audience) bool {
-	return a.OnDemand == b.OnDemand && a.Visibility == b.Visibility && a.From == b.From && a.Outbound == b.Outbound && equalLists(a.Clusters, b.Clusters) && equalLists(a.Listeners, b.Listeners) &&
-		equalLists(a.Routes, b.Routes) && equalLists(a.Parts, b.Parts) && equalLists(a.Names, b.Names)
+	return a.OnDemand == b.OnDemand && a.Visibility == b.Visibility && a.From == b.From && a.Outbound == b.Outbound &&
+		slices.Equal(a.Routes, b.Routes) && a.Clusters.Same(b.Clusters) && a.Listeners.Same(b.Listeners) &&
+		a.Parts.Same(b.Parts) && a.Names.Same(b.Names)
 }
 
 // servicesOf finds who serves a host as a namespace sees it.

@@ -79,11 +79,11 @@ func retainAll(tx *store.Tx, namespaces int) {
 	for n := range namespaces {
 		key := ProxyKey{Workload: model.WorkloadKey{Namespace: fmt.Sprint("n", n), ServiceAccount: fmt.Sprint("s", n), Instance: fmt.Sprint("s", n, "-0")}}
 		_, a := store.Retain(tx, AudienceOf, key)
-		for _, k := range a.Clusters {
+		for k := range a.Clusters.All() {
 			store.Retain(tx, Cluster, k)
 			store.Retain(tx, Endpoints, ir.EndpointsKey{Cluster: k, From: a.From})
 		}
-		for _, k := range a.Listeners {
+		for k := range a.Listeners.All() {
 			store.Retain(tx, Listener, k)
 		}
 		for _, k := range a.Routes {

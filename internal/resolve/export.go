@@ -87,11 +87,7 @@ func exported(exportTo, byDefault []string, owner, asker string) bool {
 	return asker != "" && (slices.Contains(exportTo, asker) || asker == owner && slices.Contains(exportTo, "."))
 }
 
-// lookupScopes reads the buckets of an index by scope.
-func lookupScopes[K comparable, V store.Row[V]](r *store.Reader, ix *store.Index[K, V, scope], in []scope) []V {
-	var out []V
-	for _, s := range in {
-		out = append(out, store.Lookup(r, ix, s)...)
-	}
-	return out
+// hasScopes reads whether an index by scope has objects in one of some.
+func hasScopes[K comparable, V store.Row[V]](r *store.Reader, ix *store.Index[K, V, scope], in []scope) bool {
+	return slices.ContainsFunc(in, func(s scope) bool { return store.Has(r, ix, s) })
 }

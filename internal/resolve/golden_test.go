@@ -119,7 +119,7 @@ func lookAsProxy(t *testing.T, r *store.Reader, s show, out map[string]any) {
 		list, _ := out[section].([]any)
 		out[section] = append(list, plain(reflect.ValueOf(v).Elem()))
 	}
-	for _, k := range a.Clusters {
+	for k := range a.Clusters.All() {
 		name := clusterName(k.Port, k.Subset, k.Service.Host)
 		if matches(s.Clusters, name) {
 			add("clusters", store.Eval(r, Cluster, k))
@@ -128,7 +128,7 @@ func lookAsProxy(t *testing.T, r *store.Reader, s show, out map[string]any) {
 			add("endpoints", store.Eval(r, Endpoints, ir.EndpointsKey{Cluster: k, From: a.From}))
 		}
 	}
-	for _, k := range a.Listeners {
+	for k := range a.Listeners.All() {
 		if l := store.Eval(r, Listener, k); matches(s.Listeners, l.Name) {
 			add("listeners", l)
 		}
@@ -143,7 +143,7 @@ func lookAsProxy(t *testing.T, r *store.Reader, s show, out map[string]any) {
 		})
 		add("routes", &table)
 	}
-	for _, k := range a.Names {
+	for k := range a.Names.All() {
 		if n := store.Eval(r, Name, k); n != nil && matches(s.Names, n.Host) {
 			add("names", n)
 		}

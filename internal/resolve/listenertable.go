@@ -10,15 +10,11 @@ import (
 	"isthmus.dev/internal/store"
 )
 
-// listenerSpecs are the listeners that the sidecars of a view have on one port,
-// so that no address is listened on twice: an address belongs to the first
-// service, in order of precedence, that claims it. What does not come by address
-// (HTTP, and services without one) shares the wildcard listener, in which only
-// those are named that are not HTTP.
-type listenerSpecs struct {
-	Specs []listenerSpec // sorted by part and address; the wildcard is ""
-	HTTP  bool           // there is a route table
-}
+// The listeners that the sidecars of a view have on one port are made so that no
+// address is listened on twice: an address belongs to the first service, in order of
+// precedence, that claims it. What does not come by address (HTTP, and services
+// without one) shares the wildcard listener, in which only those are named that are
+// not HTTP.
 
 // listenerSpec is one listener and the services behind it, in order of
 // precedence.
@@ -33,9 +29,7 @@ func (s listenerSpec) equal(o listenerSpec) bool {
 	return s.Address == o.Address && slices.Equal(s.Aliases, o.Aliases) && slices.Equal(s.Services, o.Services)
 }
 
-func (s listenerSpecs) equal(o listenerSpecs) bool {
-	return s.HTTP == o.HTTP && slices.EqualFunc(s.Specs, o.Specs, listenerSpec.equal)
-}
+func equalSpecs(a, b []listenerSpec) bool { return slices.EqualFunc(a, b, listenerSpec.equal) }
 
 // listenerKey names one listener of a view.
 type listenerKey struct {
@@ -51,25 +45,19 @@ func compareSpecs(a, b listenerSpec) int {
 	return cmp.Or(cmp.Compare(a.Part, b.Part), cmp.Compare(a.Address, b.Address))
 }
 
+// listenerPartKey names a part.
 type listenerPartKey struct {
 	Table viewPort
 	Part  uint32
 }
 
 // listenerPart is a part of the table, so that a change concerns few listeners.
-var listenerPart = store.NewRule("part of a listener table", func(a, b []listenerSpec) bool {
-	return slices.EqualFunc(a, b, listenerSpec.equal)
-}, func(r *store.Reader, k listenerPartKey) []listenerSpec {
-	specs := store.Eval(r, listenerTable, k.Table).Specs
+var listenerPart = store.NewRule("part of a listener table", equalSpecs, func(r *store.Reader, k listenerPartKey) []listenerSpec {
+	specs := store.Eval(r, listenerTable, k.Table)
 	byPart := func(s listenerSpec, part uint32) int { return cmp.Compare(s.Part, part) }
 	from, _ := slices.BinarySearchFunc(specs, k.Part, byPart)
 	to, _ := slices.BinarySearchFunc(specs, k.Part+1, byPart)
 	return specs[from:to]
-})
-
-// servesHTTP tells whether a port has a route table.
-var servesHTTP = store.NewRule("port has http", equal[bool], func(r *store.Reader, k viewPort) bool {
-	return store.Eval(r, listenerTable, k).HTTP
 })
 
 // listenerSpecOf is one entry of the table, so that a listener does not depend on
@@ -85,19 +73,14 @@ var listenerSpecOf = store.NewRule("listener spec", func(a, b *listenerSpec) boo
 	return &specs[i]
 })
 
-var listenerTable = store.NewRule("listener table", listenerSpecs.equal, func(r *store.Reader, k viewPort) listenerSpecs {
-	var out listenerSpecs
+// listenerTable is the listeners of a port, sorted by part and address; the wildcard
+// is "". It does not depend on services that are HTTP.
+var listenerTable = store.NewRule("listener table", equalSpecs, func(r *store.Reader, k viewPort) []listenerSpec {
 	wildcard := listenerSpec{}
 	owner := map[netip.Addr]int{} // index in specs
 	var specs []listenerSpec
-	for _, s := range store.Eval(r, portServices, k) {
-		port := s.Port
+	for _, s := range allTCP(r, k) {
 		key := serviceKey(s.Key)
-		if port.Protocol.IsHTTP() {
-			out.HTTP = true // found in the route table, by name
-			continue
-		}
-		out.HTTP = out.HTTP || port.Protocol == model.Auto
 		addresses, wide := listenAddresses(r, s)
 		if wide {
 			wildcard.Services = append(wildcard.Services, key)
@@ -120,15 +103,14 @@ var listenerTable = store.NewRule("listener table", listenerSpecs.equal, func(r 
 			}
 		}
 	}
-	if len(wildcard.Services) > 0 || out.HTTP {
+	if len(wildcard.Services) > 0 || store.Eval(r, servesHTTP, k) {
 		specs = append(specs, wildcard)
 	}
 	for i := range specs {
 		specs[i].Part = fnv(specs[i].Address) % listenerParts
 	}
 	slices.SortFunc(specs, compareSpecs)
-	out.Specs = specs
-	return out
+	return specs
 })
 
 // listenAddresses are the addresses by which clients reach a port that is not

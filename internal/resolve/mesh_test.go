@@ -43,18 +43,18 @@ func resolveAll(r *store.Reader) *wholeMesh {
 		out.Outbound[a.Outbound] = store.Eval(r, Outbound, a.Outbound)
 		out.Inbound[w.Key] = store.Eval(r, Inbound, store.Eval(r, InboundKeyOf, k))
 		out.Members[w.Key] = store.Eval(r, WorkloadConfig, k)
-		for _, c := range a.Clusters {
+		for c := range a.Clusters.All() {
 			out.Clusters[c] = store.Eval(r, Cluster, c)
 			e := ir.EndpointsKey{Cluster: c, From: a.From}
 			out.Endpoints[e] = store.Eval(r, Endpoints, e)
 		}
-		for _, l := range a.Listeners {
+		for l := range a.Listeners.All() {
 			out.Listeners[l] = store.Eval(r, Listener, l)
 		}
 		for _, t := range a.Routes {
 			out.Routes[t] = store.Eval(r, RouteTable, t)
 		}
-		for _, n := range a.Names {
+		for n := range a.Names.All() {
 			out.Names[n] = store.Eval(r, Name, n)
 		}
 	}
@@ -159,7 +159,7 @@ func checkUnique(t *testing.T, m *wholeMesh) {
 	}
 	for w, a := range m.Audiences {
 		names := map[string]bool{}
-		for _, c := range a.Clusters {
+		for c := range a.Clusters.All() {
 			name := m.Clusters[c].Name
 			if names[name] {
 				t.Errorf("%v: cluster %s twice", w, name)
@@ -167,7 +167,7 @@ func checkUnique(t *testing.T, m *wholeMesh) {
 			names[name] = true
 		}
 		binds := map[netip.AddrPort]bool{}
-		for _, k := range a.Listeners {
+		for k := range a.Listeners.All() {
 			l := m.Listeners[k]
 			for _, address := range append(slices.Clone(l.Aliases), l.Address) {
 				bind := netip.AddrPortFrom(address, uint16(l.Port))
@@ -231,11 +231,11 @@ func TestCostOfOneEndpoint(t *testing.T) {
 	s.Commit(&b)
 	s.Update(func(tx *store.Tx) {
 		_, a := store.Retain(tx, AudienceOf, ProxyKey{Workload: model.WorkloadKey{Namespace: "a", ServiceAccount: "s0", Instance: "s0-0"}})
-		for _, k := range a.Clusters {
+		for k := range a.Clusters.All() {
 			store.Retain(tx, Cluster, k)
 			store.Retain(tx, Endpoints, ir.EndpointsKey{Cluster: k, From: a.From})
 		}
-		for _, k := range a.Listeners {
+		for k := range a.Listeners.All() {
 			store.Retain(tx, Listener, k)
 		}
 		for _, k := range a.Routes {

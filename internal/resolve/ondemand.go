@@ -60,10 +60,16 @@ var onDemandAudience = store.NewRule("on-demand audience", equalAudiences, func(
 		Outbound: ir.OutboundKey{Namespace: k.Visibility.Namespace, Sidecar: k.Visibility.Sidecar, OnDemand: true},
 	}
 	view := store.Eval(r, serviceView, viewOf(k.Visibility))
-	for _, l := range full.Listeners {
-		if l.Address == "" || store.Eval(r, listenedAlways, listenerKey{view, l.Address, l.Port}) {
-			l.OnDemand = true
-			out.Listeners = append(out.Listeners, l)
+	for _, port := range full.Listeners {
+		var always []ir.ListenerKey
+		for _, l := range port.Keys {
+			if l.Address == "" || store.Eval(r, listenedAlways, listenerKey{view, l.Address, l.Port}) {
+				l.OnDemand = true
+				always = append(always, l)
+			}
+		}
+		if len(always) > 0 {
+			out.Listeners = append(out.Listeners, ir.Chunk[ir.ListenerKey]{ID: port.ID, Keys: always})
 		}
 	}
 	return out
@@ -100,7 +106,7 @@ func listenOnDemand(r *store.Reader, l *ir.Listener, at viewPort) {
 
 // sniffsPort tells whether a service of a port declares no protocol.
 var sniffsPort = store.NewRule("sniffed port", equal[bool], func(r *store.Reader, k viewPort) bool {
-	return slices.ContainsFunc(store.Eval(r, portServices, k), func(s servedPort) bool { return s.Port.Protocol == model.Auto })
+	return slices.ContainsFunc(allTCP(r, k), func(s servedPort) bool { return s.Port.Protocol == model.Auto })
 })
 
 // maxNetworks is how many a listener is to match.
@@ -111,10 +117,7 @@ const maxNetworks = 128
 var tcpNetworks = store.NewRule("networks of tcp services", slices.Equal[[]netip.Prefix], func(r *store.Reader, v view) []netip.Prefix {
 	addresses := map[netip.Addr]bool{}
 	for _, port := range store.Eval(r, visiblePorts, v) {
-		for _, s := range store.Eval(r, portServices, viewPort{v, port}) {
-			if s.Port.Protocol.IsHTTP() {
-				continue
-			}
+		for _, s := range allTCP(r, viewPort{v, port}) {
 			own, _ := listenAddresses(r, s)
 			for _, a := range own {
 				addresses[a] = true
@@ -164,22 +167,8 @@ func viewServices(r *store.Reader, v ir.Visibility, host string) []*model.Servic
 
 var narrowedServices = store.NewRule("services of a host in a narrowed view", equalRows[*model.Service],
 	func(r *store.Reader, k viewHost) []*model.Service {
-		return store.Eval(r, visibleServices, k.View).byHost[k.Host]
+		return store.Eval(r, visibleServices, viewShard{k.View, shardOf(k.Host)}).byHost[k.Host]
 	})
-
-// hostOwner is who has a domain in a layout of hosts.
-type hostOwner struct{ Host, Start string }
-
-type hostOwnerKey struct {
-	Hosts  servedHostsKey
-	Domain string
-}
-
-var ownerOf = store.NewRule("owner of a domain", equal[hostOwner], func(r *store.Reader, k hostOwnerKey) hostOwner {
-	layout := store.Eval(r, servedHosts, k.Hosts)
-	host := layout.names[k.Domain]
-	return hostOwner{host, layout.at[host]}
-})
 
 // TableHost is the virtual host that a domain leads to; nil if none has it. One that
 // has it by a wildcard is given for this domain alone: beside the wildcard a proxy
@@ -209,12 +198,14 @@ var TableHost = store.NewRule("virtual host of a domain", deepEqual[*ir.VirtualH
 // exactHost finds the virtual host that has a domain as it is written.
 func exactHost(r *store.Reader, table ir.RouteTableKey, domain string) *ir.VirtualHost {
 	of := tableHosts(r, table)
-	owner := store.Eval(r, ownerOf, hostOwnerKey{of, domain})
-	if owner.Host == "" && table.Visibility.Namespace != "" && slices.Contains(store.Eval(r, bareDomains, bareDomainsKey{of, table.Visibility.Namespace}).names, domain) {
-		host := strings.TrimPrefix(domain, "*.") + "." + table.Visibility.Namespace + ".svc." + meshConfig(r).ClusterDomain
-		owner = store.Eval(r, ownerOf, hostOwnerKey{of, host})
+	owner := store.Eval(r, ownerOf, hostOfKey{of, domain})
+	if owner == "" {
+		owner = bareOwner(r, of, table.Visibility.Namespace, domain)
 	}
-	part := ir.RouteTablePartKey{Table: table, Start: owner.Start, Unserved: owner.Host == ""}
+	part := ir.RouteTablePartKey{Table: table, Unserved: true}
+	if owner != "" {
+		part = ir.RouteTablePartKey{Table: table, Shard: shardOf(owner)}
+	}
 	for _, h := range store.Eval(r, RouteTablePart, part) {
 		if slices.Contains(h.Domains, domain) {
 			return h

@@ -82,7 +82,7 @@ func TestOnDemandStart(t *testing.T) {
 	onDemandReader(t, func(r *store.Reader, audience func(string) *ir.Audience) {
 		a := audience("web-1")
 		var listeners []string
-		for _, k := range a.Listeners {
+		for k := range a.Listeners.All() {
 			l := store.Eval(r, Listener, k)
 			listeners = append(listeners, fmt.Sprintf("%s sniff=%t", l.Name, l.Sniff))
 			if l.OnDemand == nil || (len(l.OnDemand.TCP) > 0) != (l.Sniff && !l.Address.IsValid()) {

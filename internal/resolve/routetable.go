@@ -23,16 +23,17 @@ func (l *RouteTableLayout) equal(o *RouteTableLayout) bool {
 }
 
 // RouteTableLayoutOf lays a table out; nil if no visible service has HTTP on the
-// port. Virtual hosts of Kubernetes Services come first, then those of
-// ServiceEntries, the older first, then hosts that only VirtualServices name.
+// port. Virtual hosts of services come first, by shard, then hosts that only
+// VirtualServices name.
 var RouteTableLayoutOf = store.NewRule("layout of a route table", (*RouteTableLayout).equal,
 	func(r *store.Reader, k ir.RouteTableKey) *RouteTableLayout {
-		if !store.Eval(r, servesHTTP, viewPort{store.Eval(r, serviceView, viewOf(k.Visibility)), k.Port}) {
+		shards := store.Eval(r, shardsOf, viewPort{store.Eval(r, serviceView, viewOf(k.Visibility)), k.Port}).HTTP
+		if len(shards) == 0 {
 			return nil
 		}
 		out := &RouteTableLayout{Name: strconv.FormatUint(uint64(k.Port), 10), Passthrough: store.Eval(r, passthrough, k.Visibility.Sidecar)}
-		for _, start := range store.Eval(r, servedHosts, tableHosts(r, k)).starts {
-			out.Parts = append(out.Parts, ir.RouteTablePartKey{Table: k, Start: start})
+		for _, shard := range shards {
+			out.Parts = append(out.Parts, ir.RouteTablePartKey{Table: k, Shard: shard})
 		}
 		out.Parts = append(out.Parts, ir.RouteTablePartKey{Table: k, Unserved: true})
 		return out
@@ -45,7 +46,7 @@ var RouteTablePart = store.NewRule("part of a route table", slices.Equal[[]*ir.V
 			return unservedHosts(r, k.Table)
 		}
 		namespace, port := k.Table.Visibility.Namespace, k.Table.Port
-		part := hostsPartKey{tableHosts(r, k.Table), k.Start}
+		part := hostsPartKey{tableHosts(r, k.Table), k.Shard}
 		candidates := store.Eval(r, partVirtualServices, partRoutesKey{part, store.Eval(r, routeView, viewOf(k.Table.Visibility))})
 		table := ir.RouteTableKey{Visibility: sharedVisibility(r, k.Table.Visibility), Port: port}
 		rules := newRuleSelector(r, table.Visibility)
@@ -92,7 +93,7 @@ func equalRouteTables(a, b *ir.RouteTable) bool {
 // tableHosts is where a table's hosts are laid out.
 func tableHosts(r *store.Reader, k ir.RouteTableKey) servedHostsKey {
 	of := servedHostsKey{View: store.Eval(r, serviceView, viewOf(k.Visibility)), Port: k.Port}
-	if len(store.Eval(r, bareDomains, bareDomainsKey{of, k.Visibility.Namespace}).claimed) > 0 {
+	if k.Visibility.Namespace != "" && store.Eval(r, bareNamesTaken, bareNamesKey{of, k.Visibility.Namespace}) {
 		of.Client = k.Visibility.Namespace
 	}
 	return of
@@ -119,9 +120,6 @@ func unservedHosts(r *store.Reader, table ir.RouteTableKey) []*ir.VirtualHost {
 	namespace := table.Visibility.Namespace
 	of := tableHosts(r, table)
 	taken := map[string]bool{}
-	for _, name := range store.Eval(r, bareDomains, bareDomainsKey{of, namespace}).names {
-		taken[name] = true
-	}
 	port := strconv.FormatUint(uint64(table.Port), 10)
 	visibility := sharedVisibility(r, table.Visibility)
 	var out []*ir.VirtualHost
@@ -131,7 +129,7 @@ func unservedHosts(r *store.Reader, table ir.RouteTableKey) []*ir.VirtualHost {
 			continue
 		}
 		for _, host := range v.Hosts {
-			if !taken[host] {
+			if !taken[host] && bareOwner(r, of, namespace, host) == "" {
 				taken[host] = true
 				out = append(out, store.Eval(r, VirtualHost, VirtualHostKey{
 					Visibility: visibility, VirtualService: key, Host: host, Port: table.Port, Domains: host + "," + host + ":" + port,

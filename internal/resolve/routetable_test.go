@@ -13,7 +13,11 @@ import (
 // other, each taking what is free. It gives the virtual hosts by name.
 func assignAtOnce(r *store.Reader, k ir.RouteTableKey) map[string][]string {
 	namespace, domain := k.Visibility.Namespace, meshConfig(r).ClusterDomain
-	services := httpServices(store.Eval(r, portServices, viewPort{store.Eval(r, serviceView, viewOf(k.Visibility)), k.Port}))
+	var services []servedPort
+	for shard := range ir.Shard(shards) {
+		services = append(services, store.Eval(r, portServices, portShard{viewPort{store.Eval(r, serviceView, viewOf(k.Visibility)), k.Port}, shard})...)
+	}
+	services = httpServices(services)
 	taken, served, out := map[string]bool{"*": true}, map[string]bool{}, map[string][]string{}
 	add := func(host string, names []string) {
 		if taken[names[0]] {

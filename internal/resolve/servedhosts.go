@@ -1,23 +1,31 @@
 package resolve
 
 import (
-	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
+	"isthmus.dev/internal/ir"
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/store"
 )
 
-// servedHostsKey names the layout of a port's services as virtual hosts, which
-// the tables of a view share. Client is empty unless a client's bare names are
+// A domain belongs to the first service, in order of precedence, that claims it:
+// Kubernetes Services before ServiceEntries, the older first. A service whose own
+// host is another one's domain has no virtual host, and claims nothing. This is
+// decided name by name, among the few services that may claim the same one.
+
+// servedHostsKey names the assignment of domains to a port's services, which the
+// tables of a view share. Client is empty unless a client's bare names are
 // somebody else's domains: then they are assigned with all others.
 type servedHostsKey struct {
 	View   view
 	Port   uint32
 	Client string
 }
+
+func (k servedHostsKey) at() viewPort { return viewPort{k.View, k.Port} }
 
 // servedHost is a service with HTTP on the port, and the domains that it has,
 // without and with the port, separated by commas. Bare are those that clients of
@@ -27,57 +35,39 @@ type servedHost struct {
 	Domains, Bare string
 }
 
-// hostLayout is the virtual hosts of services, in order of precedence, cut into
-// parts so that a change of one service leaves the others alone.
-type hostLayout struct {
-	starts []string
-	parts  map[string][]servedHost // by start
-	hosts  map[string]bool         // of all services, with a virtual host or without
-	names  map[string]string       // all domains, without the port, and the hosts that have them
-	at     map[string]string       // by host of a service: the part that it is in
-	bare   map[string][]string     // bare names by namespace, without the port
+// hostsPartKey names the services of one shard.
+type hostsPartKey struct {
+	Hosts servedHostsKey
+	Shard ir.Shard
 }
 
-func (l *hostLayout) equal(o *hostLayout) bool {
-	return slices.Equal(l.starts, o.starts) && maps.EqualFunc(l.parts, o.parts, slices.Equal[[]servedHost]) && maps.Equal(l.hosts, o.hosts)
-}
-
-// servedHosts assigns the domains of services, each to one virtual host.
-var servedHosts = store.NewRule("served hosts", (*hostLayout).equal, func(r *store.Reader, k servedHostsKey) *hostLayout {
-	services := httpServices(store.Eval(r, portServices, viewPort{k.View, k.Port}))
-	out := &hostLayout{
-		starts: []string{""}, parts: map[string][]servedHost{},
-		hosts: make(map[string]bool, len(services)), names: make(map[string]string, 4*len(services)), at: make(map[string]string, len(services)), bare: map[string][]string{},
-	}
-	domain, port := meshConfig(r).ClusterDomain, strconv.FormatUint(uint64(k.Port), 10)
-	start := ""
-	for _, s := range services {
-		out.hosts[s.Key.Host] = true
-		names, bare := domains(s, domain)
-		if k.Client != "" && k.Client == s.Key.Namespace {
-			names, bare = append(names, bare...), nil
+// hostsPart is the services of a shard that have virtual hosts, in order of
+// precedence.
+var hostsPart = store.NewRule("part of the served hosts", slices.Equal[[]servedHost],
+	func(r *store.Reader, k hostsPartKey) []servedHost {
+		port := strconv.FormatUint(uint64(k.Hosts.Port), 10)
+		var out []servedHost
+		for _, s := range httpServices(store.Eval(r, portServices, portShard{k.Hosts.at(), k.Shard})) {
+			names, bare := k.Hosts.domains(r, s)
+			free := names[:0]
+			for i, name := range names {
+				if !taken(r, k.Hosts, s, name) {
+					free = append(free, name)
+				} else if i == 0 {
+					break
+				}
+			}
+			if len(free) > 0 {
+				out = append(out, servedHost{s.Key, withPort(free, port), withPort(bare, port)})
+			}
 		}
-		assigned := out.assign(s.Key.Host, names, port)
-		if assigned == "" {
-			continue
-		}
-		if len(bare) > 0 {
-			out.bare[s.Key.Namespace] = append(out.bare[s.Key.Namespace], bare...)
-		}
-		if startsPart(s.Key.Host) && len(out.parts[start]) > 0 {
-			start = s.Key.Host
-			out.starts = append(out.starts, start)
-		}
-		out.at[s.Key.Host] = start
-		out.parts[start] = append(out.parts[start], servedHost{s.Key, assigned, withPort(bare, port)})
-	}
-	return out
-})
+		return out
+	})
 
 func httpServices(all []servedPort) []servedPort {
-	var out []servedPort
+	out := make([]servedPort, 0, len(all))
 	for _, s := range all {
-		if s.Port.Protocol.IsHTTP() || s.Port.Protocol == model.Auto {
+		if s.isHTTP() {
 			out = append(out, s)
 		}
 	}
@@ -85,33 +75,112 @@ func httpServices(all []servedPort) []servedPort {
 	return out
 }
 
-// startsPart tells, for about one host in 64, that it begins a part. It depends
-// on the host alone, so that parts stay where they are when others come and go.
-func startsPart(host string) bool { return fnv(host)%64 == 0 }
-
-// fnv is the hash FNV-1a.
-func fnv(s string) uint32 {
-	h := uint32(2166136261)
-	for i := range len(s) {
-		h = (h ^ uint32(s[i])) * 16777619
+// taken tells whether a name of a service is the domain of one that precedes it.
+func taken(r *store.Reader, k servedHostsKey, s servedPort, name string) bool {
+	if name == everyone {
+		return true
 	}
-	return h
-}
-
-// assign takes those names that are free; none, if the first is not.
-func (l *hostLayout) assign(host string, names []string, port string) string {
-	free := names[:0:0]
-	for i, name := range names {
-		switch {
-		case name != everyone && l.names[name] == "":
-			l.names[name] = host
-			free = append(free, name)
-		case i == 0:
-			return ""
+	for _, host := range rivals(r, k, s, name) {
+		if host == s.Key.Host {
+			continue
+		}
+		if t := store.Eval(r, servedAt, portHost{k.at(), host}); t.isHTTP() && kubernetesFirst(t, s) < 0 && has(r, k, t, name) {
+			return true
 		}
 	}
-	return withPort(free, port)
+	return false
 }
+
+// has tells whether a service has a name among its domains, unless one that
+// precedes it has.
+func has(r *store.Reader, k servedHostsKey, s servedPort, name string) bool {
+	if !s.isHTTP() {
+		return false
+	}
+	names, _ := k.domains(r, s)
+	return slices.Contains(names, name) && store.Eval(r, served, hostOfKey{k, s.Key.Host})
+}
+
+// hostOfKey asks about a host, or about a name, where domains are assigned.
+type hostOfKey struct {
+	Hosts servedHostsKey
+	Name  string
+}
+
+// served tells whether the service of a host has a virtual host. That may depend on
+// whether those that precede it have.
+var served *store.Rule[hostOfKey, bool]
+
+func init() {
+	served = store.NewRule("host is served", equal[bool], func(r *store.Reader, k hostOfKey) bool {
+		s := store.Eval(r, servedAt, portHost{k.Hosts.at(), k.Name})
+		if !s.isHTTP() {
+			return false
+		}
+		names, _ := k.Hosts.domains(r, s)
+		return !taken(r, k.Hosts, s, names[0])
+	})
+}
+
+// rivals are claimants of a service's name that may precede it. The names of
+// Kubernetes Services tell them apart, but for addresses, and come before others.
+func rivals(r *store.Reader, k servedHostsKey, s servedPort, name string) []string {
+	if _, ok := cutSuffixDot(s.Key.Host, s.Key.Namespace+".svc."+meshConfig(r).ClusterDomain); ok && s.Key.Kind == model.KubernetesService {
+		return hostsAt(r, name)
+	}
+	return claimants(r, k, name)
+}
+
+// claimants are the hosts of services that may have a name among their domains.
+func claimants(r *store.Reader, k servedHostsKey, name string) []string {
+	out := hostsAt(r, name)
+	add := func(host string) {
+		if !slices.Contains(out, host) && store.Has(r, servicesByHost, host) {
+			out = append(out, host)
+		}
+	}
+	add(name)
+	parent, wild := strings.CutPrefix(name, "*.")
+	if wild {
+		add(parent) // of a headless service
+	}
+	kubernetes := func(name, namespace string) { add(name + "." + namespace + ".svc." + meshConfig(r).ClusterDomain) }
+	switch labels := strings.Split(parent, "."); {
+	case len(labels) == 1 && k.Client != "":
+		kubernetes(parent, k.Client)
+	case len(labels) == 2, len(labels) == 3 && labels[2] == "svc":
+		kubernetes(labels[0], labels[1])
+	}
+	return out
+}
+
+// hostsAt are the hosts of services that have a name as their address.
+func hostsAt(r *store.Reader, name string) []string {
+	address, err := netip.ParseAddr(strings.Trim(name, "[]"))
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, s := range store.Lookup(r, servicesByAddress, address) {
+		out = append(out, s.Key.Host)
+	}
+	return out
+}
+
+// ownerOf is the host of the service that has a domain; "" if none has.
+var ownerOf = store.NewRule("owner of a domain", equal[string], func(r *store.Reader, k hostOfKey) string {
+	var first servedPort
+	for _, host := range claimants(r, k.Hosts, k.Name) {
+		s := store.Eval(r, servedAt, portHost{k.Hosts.at(), host})
+		if k.Name == everyone || !has(r, k.Hosts, s, k.Name) {
+			continue
+		}
+		if first.Key.Host == "" || kubernetesFirst(s, first) < 0 {
+			first = s
+		}
+	}
+	return first.Key.Host
+})
 
 func withPort(names []string, port string) string {
 	var b strings.Builder
@@ -161,17 +230,14 @@ func withSubdomains(names []string) []string {
 	return names
 }
 
-// hostsPartKey names one part of a layout.
-type hostsPartKey struct {
-	Hosts servedHostsKey
-	Start string
+// domains are those of a service for the client, if there is one.
+func (k servedHostsKey) domains(r *store.Reader, s servedPort) (names, bare []string) {
+	names, bare = domains(s, meshConfig(r).ClusterDomain)
+	if k.Client != "" && k.Client == s.Key.Namespace {
+		return append(names, bare...), nil
+	}
+	return names, bare
 }
-
-// hostsPart is one part, so that what is made of it depends on no other.
-var hostsPart = store.NewRule("part of the served hosts", slices.Equal[[]servedHost],
-	func(r *store.Reader, k hostsPartKey) []servedHost {
-		return store.Eval(r, servedHosts, k.Hosts).parts[k.Start]
-	})
 
 type partRoutesKey struct {
 	Part hostsPartKey
@@ -197,29 +263,47 @@ var partVirtualServices = store.NewRule("virtual services of a part", func(a, b 
 	return out
 })
 
-type bareDomainsKey struct {
+// bareOwner is the host of the service that clients of a namespace call by a bare
+// name, where those are not assigned with all others; "" if there is none.
+func bareOwner(r *store.Reader, k servedHostsKey, namespace, name string) string {
+	label := strings.TrimPrefix(name, "*.")
+	if namespace == "" || strings.ContainsAny(label, ".*") {
+		return ""
+	}
+	host := label + "." + namespace + ".svc." + meshConfig(r).ClusterDomain
+	if !store.Has(r, servicesByHost, host) || !store.Eval(r, served, hostOfKey{k, host}) {
+		return ""
+	}
+	if _, bare := k.domains(r, store.Eval(r, servedAt, portHost{k.at(), host})); !slices.Contains(bare, name) {
+		return ""
+	}
+	return host
+}
+
+// bareHosts are services whose hosts clients of some namespace may mean another
+// one's bare name by.
+var bareHosts = store.NewIndex(store.Services, "services with bare hosts", func(k model.ServiceKey, _ *model.Service) []bool {
+	if label := strings.TrimPrefix(k.Host, "*."); strings.ContainsAny(label, ".*") {
+		return nil
+	}
+	return []bool{true}
+})
+
+type bareNamesKey struct {
 	Hosts     servedHostsKey
 	Namespace string
 }
 
-// bareNameSet is the bare names of a namespace's services on a port, and those
-// among them that are domains of others.
-type bareNameSet struct{ names, claimed []string }
-
-var bareDomains = store.NewRule("bare domains", func(a, b bareNameSet) bool {
-	return slices.Equal(a.names, b.names) && slices.Equal(a.claimed, b.claimed)
-}, func(r *store.Reader, k bareDomainsKey) bareNameSet {
-	if k.Namespace == "" {
-		return bareNameSet{}
-	}
-	layout := store.Eval(r, servedHosts, k.Hosts)
-	out := bareNameSet{names: layout.bare[k.Namespace]}
-	for _, name := range out.names {
-		if layout.names[name] != "" {
-			out.claimed = append(out.claimed, name)
+// bareNamesTaken tells whether a bare name of a namespace's services is another
+// one's domain.
+var bareNamesTaken = store.NewRule("bare names are taken", equal[bool], func(r *store.Reader, k bareNamesKey) bool {
+	for _, s := range store.Lookup(r, bareHosts, true) {
+		name := strings.ToLower(s.Key.Host)
+		if bareOwner(r, k.Hosts, k.Namespace, name) != "" && store.Eval(r, ownerOf, hostOfKey{k.Hosts, name}) != "" {
+			return true
 		}
 	}
-	return out
+	return false
 })
 
 type freeHostsKey struct {
@@ -240,7 +324,6 @@ var freeHosts = store.NewRule("free hosts", func(a, b []freeVirtualService) bool
 		return x.VirtualService == y.VirtualService && slices.Equal(x.Hosts, y.Hosts)
 	})
 }, func(r *store.Reader, k freeHostsKey) []freeVirtualService {
-	layout := store.Eval(r, servedHosts, k.Hosts)
 	var out []freeVirtualService
 	for _, v := range store.Eval(r, visibleVirtualServices, k.View).list {
 		if !v.HTTP {
@@ -249,10 +332,10 @@ var freeHosts = store.NewRule("free hosts", func(a, b []freeVirtualService) bool
 		var free []string
 		here := false
 		for _, host := range v.Hosts {
-			switch {
-			case layout.serves(host):
+			switch store.Eval(r, hostUse, hostOfKey{k.Hosts, host}) {
+			case hostServed:
 				here = true
-			case host != everyone && layout.names[host] == "":
+			case hostFree:
 				free = append(free, host)
 			}
 		}
@@ -263,14 +346,31 @@ var freeHosts = store.NewRule("free hosts", func(a, b []freeVirtualService) bool
 	return out
 })
 
-// serves tells whether a host, or one that a pattern stands for, is a service's.
-func (l *hostLayout) serves(host string) bool {
-	if l.hosts[host] || !isWildcard(host) {
-		return l.hosts[host]
+// What a host of a VirtualService is on a port.
+const (
+	hostFree   = iota
+	hostServed // a service's, or a pattern that stands for one
+	hostTaken  // a domain that some service has besides its host
+)
+
+var hostUse = store.NewRule("use of a host", equal[int], func(r *store.Reader, k hostOfKey) int {
+	switch at := k.Hosts.at(); {
+	case store.Has(r, servicesByHost, k.Name) && store.Eval(r, servedAt, portHost{at, k.Name}).isHTTP(),
+		isWildcard(k.Name) && patternServed(r, at, k.Name):
+		return hostServed
+	case k.Name == everyone || store.Eval(r, ownerOf, k) != "":
+		return hostTaken
 	}
-	for h := range l.hosts {
-		if hostMatches(host, h) {
-			return true
+	return hostFree
+})
+
+// patternServed tells whether a pattern stands for the host of a service with HTTP.
+func patternServed(r *store.Reader, at viewPort, pattern string) bool {
+	for _, shard := range store.Eval(r, shardsOf, at).HTTP {
+		for _, s := range store.Eval(r, portServices, portShard{at, shard}) {
+			if s.isHTTP() && hostMatches(pattern, s.Key.Host) {
+				return true
+			}
 		}
 	}
 	return false

@@ -2,16 +2,14 @@ package resolve
 
 import (
 	"cmp"
-	"net/netip"
 	"slices"
-	"time"
 
 	"isthmus.dev/internal/ir"
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/store"
 )
 
-// serviceSet is what a view holds: one service a host, but for ServiceEntries
+// serviceSet is what a view holds of a shard: one service a host, but for ServiceEntries
 // of one namespace that each serve other ports of a host. Order is that of
 // precedence: the older first.
 type serviceSet struct {
@@ -42,23 +40,11 @@ func viewOf(v ir.Visibility) view { return view{v.Namespace, v.Sidecar} }
 // serviceView is whose view of the services a namespace shares.
 var serviceView = store.NewRule("service view", equal[view], func(r *store.Reader, v view) view {
 	def := meshConfig(r).Mesh.GetDefaultServiceExportTo()
-	if len(lookupScopes(r, servicesByScope, privateScopes(def, v.Namespace))) == 0 && !store.Eval(r, namesOwnHosts, v.Sidecar) {
+	if !hasScopes(r, servicesByScope, privateScopes(def, v.Namespace)) && !store.Eval(r, namesOwnHosts, v.Sidecar) {
 		v.Namespace = ""
 	}
 	return v
 })
-
-// visibleServices are those of a view.
-var visibleServices = store.NewRule("visible services", (*serviceSet).equal,
-	func(r *store.Reader, v view) *serviceSet {
-		def := meshConfig(r).Mesh.GetDefaultServiceExportTo()
-		rows := append(lookupScopes(r, servicesByScope, publicScopes(def)),
-			lookupScopes(r, servicesByScope, privateScopes(def, v.Namespace))...)
-		if v.Sidecar != (ir.ObjectKey{}) {
-			rows = sidecarServices(r, v, rows)
-		}
-		return newServiceSet(rows)
-	})
 
 // newServiceSet drops what loses its host to another, and sorts rows in place.
 func newServiceSet(rows []*model.Service) *serviceSet {
@@ -110,7 +96,7 @@ func servingPort(of []*model.Service, number uint32) *model.Service {
 	return nil
 }
 
-// viewPort and viewHost ask for a part of a view.
+// viewPort and viewHost ask for a part of a view. Others are by shard (shard.go).
 type (
 	viewPort struct {
 		View view
@@ -121,35 +107,6 @@ type (
 		Host string
 	}
 )
-
-// servedPort is one port of a service: what listeners and route tables are laid
-// out by.
-type servedPort struct {
-	Key       model.ServiceKey
-	Created   time.Time
-	Addresses []netip.Prefix
-	Headless  bool
-	Port      model.Port
-}
-
-func (p servedPort) equal(o servedPort) bool {
-	return p.Key == o.Key && p.Created.Equal(o.Created) && slices.Equal(p.Addresses, o.Addresses) &&
-		p.Headless == o.Headless && p.Port == o.Port
-}
-
-// portServices are a view's services of a port, in order of precedence. It stops
-// changes of services that have other ports, and of what a layout does not read.
-var portServices = store.NewRule("services of a port", func(a, b []servedPort) bool {
-	return slices.EqualFunc(a, b, servedPort.equal)
-}, func(r *store.Reader, k viewPort) []servedPort {
-	services := store.Eval(r, visibleServices, k.View).byPort[k.Port]
-	out := make([]servedPort, 0, len(services))
-	for _, s := range services {
-		port, _ := portOf(s, k.Port)
-		out = append(out, servedPort{s.Key, s.Created, s.Addresses, s.Headless, port})
-	}
-	return out
-})
 
 var servicesByHost = store.NewIndex(store.Services, "services by host",
 	func(k model.ServiceKey, _ *model.Service) []string { return []string{k.Host} })
@@ -166,18 +123,6 @@ var hostServices = store.NewRule("services of a host", equalRows[*model.Service]
 			}
 		}
 		return newServiceSet(visible).byHost[k.Host]
-	})
-
-// visiblePorts are the port numbers that some visible service has.
-var visiblePorts = store.NewRule("visible ports", slices.Equal[[]uint32],
-	func(r *store.Reader, v view) []uint32 {
-		set := store.Eval(r, visibleServices, v)
-		out := make([]uint32, 0, len(set.byPort))
-		for p := range set.byPort {
-			out = append(out, p)
-		}
-		slices.Sort(out)
-		return out
 	})
 
 // kubernetesFirst orders services as they take names from each other.

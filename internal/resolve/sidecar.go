@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -153,12 +154,7 @@ func sidecarHeads(r *store.Reader, v view, heads []scopedHead) []scopedHead {
 // they are, and those that imported VirtualServices route to.
 func sidecarServices(r *store.Reader, v view, rows []*model.Service) []*model.Service {
 	imports := newImporter(r, v)
-	destinations := map[string]bool{}
-	for _, h := range store.Eval(r, visibleVirtualServices, store.Eval(r, routeView, v)).list {
-		for _, host := range store.Eval(r, destinationHosts, h.Key) {
-			destinations[host] = true
-		}
-	}
+	destinations := store.Eval(r, routedHosts, store.Eval(r, routeView, v))
 	var out, routed []*model.Service
 	imported := map[string]bool{}
 	for _, s := range rows {
@@ -182,6 +178,18 @@ func sidecarServices(r *store.Reader, v view, rows []*model.Service) []*model.Se
 	}
 	return out
 }
+
+// routedHosts are the hosts that the VirtualServices of a view send to.
+var routedHosts = store.NewRule("hosts that are routed to", maps.Equal[map[string]bool, map[string]bool],
+	func(r *store.Reader, v view) map[string]bool {
+		out := map[string]bool{}
+		for _, h := range store.Eval(r, visibleVirtualServices, v).list {
+			for _, host := range store.Eval(r, destinationHosts, h.Key) {
+				out[host] = true
+			}
+		}
+		return out
+	})
 
 // withPorts is a service with some of its ports; nil if it has none of them.
 func withPorts(s *model.Service, numbers []uint32) *model.Service {

@@ -127,7 +127,7 @@ func routeScopes(r *store.Reader, namespace string) []scope {
 // routeView is whose view of the VirtualServices a namespace shares.
 var routeView = store.NewRule("route view", equal[view], func(r *store.Reader, v view) view {
 	def := meshConfig(r).Mesh.GetDefaultVirtualServiceExportTo()
-	if len(lookupScopes(r, virtualServicesByScope, privateScopes(def, v.Namespace))) == 0 && !store.Eval(r, namesOwnHosts, v.Sidecar) {
+	if !hasScopes(r, virtualServicesByScope, privateScopes(def, v.Namespace)) && !store.Eval(r, namesOwnHosts, v.Sidecar) {
 		v.Namespace = ""
 	}
 	return v

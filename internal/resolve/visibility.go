@@ -80,25 +80,25 @@ func namespaceOfHost(host string) string {
 // a route for its requests.
 var privateRules = store.NewRule("private rules", equal[bool], func(r *store.Reader, namespace string) bool {
 	m := meshConfig(r).Mesh
-	if len(store.Lookup(r, ownRules, namespace)) > 0 {
+	if store.Has(r, ownRules, namespace) {
 		return true
 	}
-	if to := m.GetDefaultDestinationRuleExportTo(); len(to) > 0 && !slices.Contains(to, everyone) || len(store.Lookup(r, foreignHosts, namespace)) > 0 {
-		if len(store.Lookup(r, destinationRulesByNamespace, namespace)) > 0 {
+	if to := m.GetDefaultDestinationRuleExportTo(); len(to) > 0 && !slices.Contains(to, everyone) || store.Has(r, foreignHosts, namespace) {
+		if store.Has(r, destinationRulesByNamespace, namespace) {
 			return true
 		}
 	}
-	return len(store.Lookup(r, virtualServicesBySource, namespace)) > 0 ||
-		len(lookupScopes(r, servicesByScope, privateScopes(m.GetDefaultServiceExportTo(), namespace))) > 0 ||
-		len(lookupScopes(r, virtualServicesByScope, privateScopes(m.GetDefaultVirtualServiceExportTo(), namespace))) > 0 ||
-		len(lookupScopes(r, destinationRulesByScope, privateScopes(m.GetDefaultDestinationRuleExportTo(), namespace))) > 0
+	return store.Has(r, virtualServicesBySource, namespace) ||
+		hasScopes(r, servicesByScope, privateScopes(m.GetDefaultServiceExportTo(), namespace)) ||
+		hasScopes(r, virtualServicesByScope, privateScopes(m.GetDefaultVirtualServiceExportTo(), namespace)) ||
+		hasScopes(r, destinationRulesByScope, privateScopes(m.GetDefaultDestinationRuleExportTo(), namespace))
 })
 
 // privateNamespace tells whether a proxy's namespace matters at all: Kubernetes
 // Services do too, since the clients of their namespace call them by their bare
 // names, which the Host header keeps.
 var privateNamespace = store.NewRule("private namespace", equal[bool], func(r *store.Reader, namespace string) bool {
-	return len(store.Lookup(r, servicesByNamespace, namespace)) > 0 || store.Eval(r, privateRules, namespace)
+	return store.Has(r, servicesByNamespace, namespace) || store.Eval(r, privateRules, namespace)
 })
 
 // sharedVisibility is that of all but the route tables that have bare names: where
@@ -113,7 +113,7 @@ func sharedVisibility(r *store.Reader, v ir.Visibility) ir.Visibility {
 // bareNames tells whether clients of a namespace call a service of it by its bare
 // name on this port.
 var bareNames = store.NewRule("bare names", equal[bool], func(r *store.Reader, k namespacePort) bool {
-	return len(store.Lookup(r, servicesByNamespacePort, k)) > 0
+	return store.Has(r, servicesByNamespacePort, k)
 })
 
 type namespacePort struct {

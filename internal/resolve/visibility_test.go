@@ -34,16 +34,16 @@ func TestNamespacesShareTheSame(t *testing.T) {
 func compareVisibilities(t *testing.T, r *store.Reader, at string, a, b ir.Visibility) {
 	t.Helper()
 	clusters := store.Eval(r, visibleClusters, a)
-	if !equalLists(clusters, store.Eval(r, visibleClusters, b)) {
+	if !clusters.Same(store.Eval(r, visibleClusters, b)) {
 		t.Errorf("%s: clusters are not those that all see", at)
 	}
-	for _, c := range clusters {
+	for c := range clusters.All() {
 		if !deepEqual(servicesOf(r, a.Namespace, c.Service.Host), servicesOf(r, b.Namespace, c.Service.Host)) {
 			t.Errorf("%s: services of %s are not those that all see", at, c.Service.Host)
 		}
 	}
 	for _, port := range store.Eval(r, visiblePorts, view{}) {
-		for _, spec := range store.Eval(r, listenerTable, viewPort{view{}, port}).Specs {
+		for _, spec := range store.Eval(r, listenerTable, viewPort{view{}, port}) {
 			of := func(v ir.Visibility) *ir.Listener {
 				return store.Eval(r, Listener, ir.ListenerKey{Visibility: v, Address: spec.Address, Port: port})
 			}

@@ -22,7 +22,8 @@ type Cause struct {
 	// a key it is the whole table.
 	Index string
 	Key   string
-	// KeysOnly: it was read which keys the index has, not the rows.
+	// KeysOnly: it was read which keys the index has, or whether it has Key, not the
+	// rows.
 	KeysOnly bool
 	// Rows that were found, by their keys; of many the first. None: it was looked
 	// for in vain, and the result is computed again when such a row appears.
@@ -166,6 +167,10 @@ func (b *bucket[K, V]) describe() *Cause {
 		c.Rows = append(c.Rows, printed(m.key))
 	}
 	return c
+}
+
+func (f *filled[K, V, I]) describe() *Cause {
+	return &Cause{Table: f.in.ix.table.name, Index: f.in.ix.name, Key: printed(f.key), KeysOnly: true}
 }
 
 func (d *distinctKeys) describe() *Cause {

@@ -141,7 +141,18 @@ type bucketsOf[K comparable, V Row[V], I comparable] struct {
 	// keys stands for which buckets have rows at all (see Distinct).
 	keys        *distinctKeys
 	keysChanged bool
+	filled      map[I]*filled[K, V, I]
 }
+
+// filled stands for whether a bucket has rows (see Has).
+type filled[K comparable, V Row[V], I comparable] struct {
+	in   *bucketsOf[K, V, I]
+	key  I
+	cell vertexID
+}
+
+func (*filled[K, V, I]) evaluate(*Reader) bool { return false }
+func (f *filled[K, V, I]) forget()             { delete(f.in.filled, f.key) }
 
 type distinctKeys struct {
 	cell vertexID
@@ -237,6 +248,9 @@ func (s *bucketsOf[K, V, I]) settle() {
 		b.settle(s.t.table.compare)
 		if empty != (b.size() == 0) {
 			s.keysChanged = true
+			if f := s.filled[b.home.(*slot[K, V, I]).key]; f != nil {
+				s.t.g.mark(f.cell)
+			}
 		}
 		if b.cell != 0 {
 			s.t.g.mark(b.cell)

@@ -106,13 +106,15 @@ func newWorld(rec *recorder) *world {
 		}
 		sum := c.value
 		for _, ref := range c.refs {
-			switch (c.mode + sum) % 5 {
+			switch (c.mode + sum) % 6 {
 			case 0:
 				sum += weigh(see(w, r, func(r *Reader) []cell { return values(Lookup(r, cellsBucket, ref)) }))
 			case 1:
 				sum += weigh(see(w, r, func(r *Reader) []cell { return values(All(r, others)) }))
 			case 2:
 				sum += len(see(w, r, func(r *Reader) []int { return Distinct(r, cellsBucket, cmp.Compare[int]) }))
+			case 3:
+				sum += see(w, r, func(r *Reader) int { return bit(Has(r, cellsBucket, ref)) })
 			default:
 				if see(w, r, func(r *Reader) int { return Eval(r, w.rankOf, ref) }) <= c.rank {
 					continue

@@ -77,6 +77,29 @@ func Lookup[K comparable, V Row[V], I comparable](r *Reader, ix *Index[K, V, I],
 	return b.rows
 }
 
+// Has reads whether an index has rows under a key. Who reads it runs again when the
+// first such row appears or the last one goes.
+func Has[K comparable, V Row[V], I comparable](r *Reader, ix *Index[K, V, I], i I) bool {
+	s := openIndex(r, ix)
+	if s == nil {
+		return false
+	}
+	if r.recording() {
+		f := s.filled[i]
+		if f == nil {
+			f = &filled[K, V, I]{in: s, key: i}
+			if s.filled == nil {
+				s.filled = map[I]*filled[K, V, I]{}
+			}
+			s.filled[i] = f
+			f.cell = r.g.add(f)
+		}
+		r.record(f.cell)
+	}
+	b := s.buckets[i]
+	return b != nil && b.size() > 0
+}
+
 // Distinct reads for which keys an index has rows, in the order of compare. Who
 // reads it runs again when a key appears or goes, not when rows change.
 func Distinct[K comparable, V Row[V], I comparable](r *Reader, ix *Index[K, V, I], compare func(a, b I) int) []I {

@@ -48,6 +48,7 @@ func TestReadsThatFoundNothingAreRecorded(t *testing.T) {
 	}{
 		{"row", func(r *Reader) int { c, _ := Get(r, cells, 4); return bit(c != nil) }, 4, 6},
 		{"bucket", func(r *Reader) int { return len(Lookup(r, cellsBucket, 7)) }, 7, 6},
+		{"rows of a key", func(r *Reader) int { return bit(Has(r, cellsBucket, 7)) }, 7, 6},
 		{"table", func(r *Reader) int { return len(All(r, cells)) }, 1, -1},
 		{"keys of an index", func(r *Reader) int { return len(Distinct(r, cellsBucket, func(a, b int) int { return a - b })) }, 5, -1},
 	}
