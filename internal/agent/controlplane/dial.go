@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -67,12 +68,24 @@ func (addressList) ResolveNow(resolver.ResolveNowOptions) {}
 
 func (addressList) Close() {}
 
-// dialFirst connects to the first address that lets it.
+// dialFirst connects to the first address that lets it. One that does not answer
+// leaves the others their share of the time.
 func dialFirst(ctx context.Context, server config.Server) (c net.Conn, err error) {
-	for _, a := range server.Addresses() {
-		if c, err = (&net.Dialer{}).DialContext(ctx, "tcp", a); err == nil {
+	addresses := server.Addresses()
+	for i, a := range addresses {
+		if c, err = dialShare(ctx, a, len(addresses)-i); err == nil {
 			return c, nil
 		}
 	}
 	return nil, err
+}
+
+// dialShare connects within the shareth part of the time that is left.
+func dialShare(ctx context.Context, address string, share int) (net.Conn, error) {
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(share))
+		defer cancel()
+	}
+	return (&net.Dialer{}).DialContext(ctx, "tcp", address)
 }
