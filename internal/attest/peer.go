@@ -23,20 +23,10 @@ type Peer struct {
 	Certificate    *x509.Certificate
 }
 
-// PeerIdentity gives the SPIFFE id that the caller's certificate proves. It is
-// false without TLS, without a certificate that the transport verified, after
-// the certificate's end (a connection can outlive it), and for a certificate that
-// is no workload's. The trust domain is for the caller to check.
-func PeerIdentity(ctx context.Context) (spiffeid.ID, bool) {
-	p, err := PeerOf(ctx)
-	if err != nil {
-		return spiffeid.ID{}, false
-	}
-	return p.ID, true
-}
-
-// PeerOf is PeerIdentity with everything that the certificate says, and a Refusal
-// that says why there is no peer.
+// PeerOf gives what the caller's certificate proves, or a Refusal that says why there
+// is no peer: no TLS, no certificate that the transport verified, one that has ended
+// (a connection can outlive it), or one that is no workload's. The trust domain is
+// for the caller to check.
 func PeerOf(ctx context.Context) (*Peer, error) {
 	cert := verifiedCertificate(ctx)
 	if cert == nil {

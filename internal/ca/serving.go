@@ -91,7 +91,7 @@ func (s *Serving) issue(ctx context.Context) (*tls.Certificate, error) {
 
 // TLSConfig serves with the certificate and asks clients for theirs: one that is
 // given must be of the mesh, none is for the callee to judge
-// (attest.PeerIdentity). Roots are looked up at each handshake, so that a reloaded
+// (attest.PeerOf). Roots are looked up at each handshake, so that a reloaded
 // authority counts at once; and there is no session resumption, which would carry
 // an old verdict over.
 func (s *Serving) TLSConfig(protocols ...string) *tls.Config {

@@ -66,9 +66,6 @@ func (r *Record) InstallService(path, unit string) error {
 // StopService stops the agent, and leaves its Envoy.
 func StopService(path string) error { return systemctl("stop", filepath.Base(path)) }
 
-// StartService starts it where it was stopped.
-func StartService(path string) error { return systemctl("start", filepath.Base(path)) }
-
 func removeService(path string) error {
 	if _, err := os.Stat(path); err != nil {
 		return nil
