@@ -212,7 +212,9 @@ func (s *session) reask(old View, t *typeState, name string) bool {
 	}
 	s.unask(t, name)
 	s.ask(t, name)
-	if s.given(s.view, t, was) == nil {
+	// What was awaited has not been told of yet.
+	waiter, waits := old.(Waiter)
+	if s.given(s.view, t, was) == nil && !(waits && waiter.Awaiting(t.url, was)) {
 		t.removals.add(was, s.push, s.due(t))
 	}
 	t.removals.drop(is)
