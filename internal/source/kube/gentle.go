@@ -120,6 +120,8 @@ func (w *lasting) run(ctx context.Context, connected watch.Interface) {
 	for {
 		again := w.forward(ctx, connected)
 		connected.Stop()
+		for range connected.ResultChan() { // a sender may wait for somebody to take what is left
+		}
 		if !again || w.version == "" {
 			return
 		}
