@@ -71,8 +71,8 @@ func notGiven(kind, resource string, proxy model.WorkloadKey) error {
 	if proxy == (model.WorkloadKey{}) {
 		return &apiError{http.StatusNotFound, fmt.Sprintf("no proxy that is connected is given %s: isthmus proxy config %s NAME lists what one is given", resource, kind)}
 	}
-	return &apiError{http.StatusNotFound, fmt.Sprintf("proxy %s is not given %s: isthmus proxy config %s %[1]s -n %s lists what it is given",
-		proxy.Instance, resource, kind, proxy.Namespace)}
+	return &apiError{http.StatusNotFound, fmt.Sprintf("proxy %s is not given %s: isthmus proxy config %s %s -n %s lists what it is given",
+		proxy.Instance, resource, kind, proxy.Instance, proxy.Namespace)}
 }
 
 func typeOfKind(kind string) (string, error) {

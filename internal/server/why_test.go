@@ -13,6 +13,7 @@ import (
 
 	controlv1 "isthmus.dev/api/control/v1"
 	"isthmus.dev/internal/meshtest"
+	"isthmus.dev/internal/model"
 )
 
 // checkWhy asks about a service and its VirtualService, while a proxy is given them.
@@ -78,6 +79,17 @@ func TestWhyNamesNoOtherProxies(t *testing.T) {
 	}
 	if r := why(""); r.ProxyCount != 2 {
 		t.Errorf("asked of the mesh, given to %d proxies, want 2", r.ProxyCount)
+	}
+}
+
+func TestWhyOfWhatIsNotGiven(t *testing.T) {
+	for want, proxy := range map[string]model.WorkloadKey{
+		"no proxy that is connected is given c: isthmus proxy config clusters NAME lists what one is given": {},
+		"proxy web-1 is not given c: isthmus proxy config clusters web-1 -n shop lists what it is given":    {Namespace: "shop", Instance: "web-1"},
+	} {
+		if got := notGiven("clusters", "c", proxy).Error(); got != want {
+			t.Errorf("said is %q, want %q", got, want)
+		}
 	}
 }
 
