@@ -55,7 +55,7 @@ func newMesh(t *testing.T, rows ...any) *mesh {
 		t: t, store: s, discovery: discovery.New(s, discovery.Options{Log: log}),
 		client: meshtest.VM("shop", "client", 200, nil),
 	}
-	m.apply(append(rows, meshtest.MeshConfig(), m.client)...)
+	m.apply(append([]any{meshtest.MeshConfig(), m.client}, rows...)...)
 	s.Open()
 	dir := t.TempDir()
 	socket := "unix:" + filepath.Join(dir, "plane.sock")
