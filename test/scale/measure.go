@@ -306,6 +306,11 @@ func (m *measurement) warm(ctx context.Context) (stop func(), err error) {
 		few.Stop()
 		return nil, err
 	}
+	if m.Mode == load.OnDemand { // what they use is written down a while later
+		for end := time.Now().Add(m.timeout); m.api.Requests("create", "learnedscopes") < m.Proxies && time.Now().Before(end); {
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
 	if m.server.push != "" {
 		r, err := http.Get(m.server.push)
 		if err != nil {

@@ -358,6 +358,18 @@ func TestLikeEnvoyOnDemand(t *testing.T) {
 				}
 				return nil
 			})
+			// What a replica uses is known by now.
+			replica, err := New(Options{Address: c.relay.address, Mode: OnDemand, Features: features, Uses: uses, Timeout: time.Minute}, all[24+6+i:][:1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer replica.Stop()
+			if err := replica.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if said := c.relay.said(replica.proxies[0].node.Id); !strings.Contains(said, "subscribed to 3: outbound") || strings.Contains(said, "8080/svc") {
+				t.Errorf("a replica asked for what its group uses: %s", said)
+			}
 		})
 	}
 }

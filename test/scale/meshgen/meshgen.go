@@ -89,7 +89,7 @@ func (m Mesh) Service(i int) Object {
 func workloadEntry(i int, entry, address string) Object {
 	return object("workloadentries", "WorkloadEntry", i, entry, map[string]any{"app": name(i)}, map[string]any{
 		"address": address, "serviceAccount": name(i),
-		"labels": map[string]any{"app": name(i), "version": "v1", "security.istio.io/tlsMode": "istio"},
+		"labels": map[string]any{"app": name(i), "version": "v1", "security.istio.io/tlsMode": "istio", "service.istio.io/workload-name": name(i)},
 	})
 }
 
