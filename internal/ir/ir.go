@@ -166,7 +166,9 @@ func (c Chunks[K]) Same(o Chunks[K]) bool {
 }
 
 // Same tells whether two parts hold the same.
-func (c Chunk[K]) Same(o Chunk[K]) bool { return sameSlice(c.Keys, o.Keys) || slices.Equal(c.Keys, o.Keys) }
+func (c Chunk[K]) Same(o Chunk[K]) bool {
+	return sameSlice(c.Keys, o.Keys) || slices.Equal(c.Keys, o.Keys)
+}
 
 func sameSlice[E any](a, b []E) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 

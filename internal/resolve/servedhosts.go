@@ -156,6 +156,9 @@ func claimants(r *store.Reader, k servedHostsKey, name string) []string {
 
 // hostsAt are the hosts of services that have a name as their address.
 func hostsAt(r *store.Reader, name string) []string {
+	if name == "" || !strings.ContainsRune("0123456789]", rune(name[len(name)-1])) {
+		return nil // saves most of them the parser's error
+	}
 	address, err := netip.ParseAddr(strings.Trim(name, "[]"))
 	if err != nil {
 		return nil
@@ -184,6 +187,11 @@ var ownerOf = store.NewRule("owner of a domain", equal[string], func(r *store.Re
 
 func withPort(names []string, port string) string {
 	var b strings.Builder
+	size := 0
+	for _, name := range names {
+		size += 2*len(name) + len(port) + 3
+	}
+	b.Grow(size)
 	for i, name := range names {
 		if i > 0 {
 			b.WriteByte(',')
