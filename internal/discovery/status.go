@@ -69,6 +69,23 @@ func (m *Mesh) Config(key workloadKey, typeURL string) []*xds.Resource {
 	return out
 }
 
+// Given is Config as it is for a connected proxy. To one in on-demand scope is given
+// what its group uses, and the virtual hosts of that by themselves (xds.VirtualHostType).
+func (m *Mesh) Given(key workloadKey, typeURL string) []*xds.Resource {
+	m.mu.RLock()
+	var demand *view
+	for s := range m.subscriptions {
+		if v := s.viewLocked(); s.key == key && v.parts[demandPlace] != nil {
+			demand = v
+		}
+	}
+	m.mu.RUnlock()
+	if demand == nil {
+		return m.Config(key, typeURL)
+	}
+	return slices.Collect(demand.All(typeURL))
+}
+
 // Subscribed implements xds.Interest.
 func (s *subscription) Subscribed(typeURL string, names []string) {
 	if t := typeOf(typeURL); t >= 0 {

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -183,10 +184,19 @@ func (a *controlAPI) config(r *http.Request) (any, error) {
 		return nil, err
 	}
 	out := controlv1.ProxyConfig{Kind: kind, Resources: []controlv1.Resource{}}
-	for _, res := range a.mesh.Config(key, typeURL) {
+	var hosts []*xds.Resource
+	if typeURL == xds.RouteType {
+		hosts = a.mesh.Given(key, xds.VirtualHostType)
+	}
+	for _, res := range a.mesh.Given(key, typeURL) {
 		m, err := res.Body.UnmarshalNew()
 		if err != nil {
 			return nil, fmt.Errorf("decode %s: %w", res.Name, err)
+		}
+		if table, ok := m.(*routev3.RouteConfiguration); ok {
+			if err := addHosts(table, hosts); err != nil {
+				return nil, err
+			}
 		}
 		body, err := protojson.Marshal(m)
 		if err != nil {
@@ -196,6 +206,21 @@ func (a *controlAPI) config(r *http.Request) (any, error) {
 	}
 	slices.SortFunc(out.Resources, func(a, b controlv1.Resource) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// addHosts adds those virtual hosts that are a table's and come by themselves.
+func addHosts(table *routev3.RouteConfiguration, hosts []*xds.Resource) error {
+	for _, res := range hosts {
+		if !strings.HasPrefix(res.Name, table.Name+"/") {
+			continue
+		}
+		host := &routev3.VirtualHost{}
+		if err := res.Body.UnmarshalTo(host); err != nil {
+			return fmt.Errorf("decode %s: %w", res.Name, err)
+		}
+		table.VirtualHosts = append(table.VirtualHosts, host)
+	}
+	return nil
 }
 
 // connected finds the proxy that a request's path names.
