@@ -48,6 +48,7 @@ func (s *server) lead(ctx context.Context, g *errgroup.Group) error {
 // whileLeading does what one replica alone does, until ctx ends. No part of it waits
 // for another: what fails for want of a permission is tried again and again.
 func (s *server) whileLeading(ctx context.Context) {
+	s.writeRefusals() // what was reported in an earlier term may be over
 	for _, name := range s.source.Namespaces() {
 		s.rootless.Add(name)
 	}

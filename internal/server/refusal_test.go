@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/client-go/util/workqueue"
+
 	"isthmus.dev/internal/kubeapi/stub"
 	"isthmus.dev/internal/model"
 	"isthmus.dev/internal/status"
@@ -67,6 +69,38 @@ status: {conditions: [{type: Programmed, status: "False", reason: RefusedByProxy
 	eventually(t, "the one that is mended is told so, the other one why", func() bool {
 		return !strings.Contains(said("mended"), status.Programmed) && strings.Contains(said("refused"), "message:still")
 	})
+}
+
+// TestRefusalsOfAnEarlierTerm: what was refused when this replica led before, and was
+// accepted while another one led, is not said again.
+func TestRefusalsOfAnEarlierTerm(t *testing.T) {
+	api := stub.New(t)
+	api.Apply(`
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: rule, namespace: shop}
+spec: {host: reviews}`)
+	s, g, ctx := readServer(t, api)
+	s.replica = newReplica(s.kube, true, s.log)
+	s.rootless = workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[string]())
+	refused := refusedResources(model.WorkloadKey{Instance: "a"}, "cluster", []string{"v1"})
+	s.refusals.add(refusal{Kind: status.DestinationRule, Namespace: "shop", Name: "rule", Generation: 1, Message: "no"}, refused)
+	s.writeRefusals()
+	s.replica.end()
+	s.refusals.remove(refused)
+	s.writeRefusals()
+	if !s.replica.begin(ctx) {
+		t.Fatal("it does not lead again")
+	}
+	g.Go(func() error {
+		s.whileLeading(ctx)
+		return nil
+	})
+	said := func() string { return fmt.Sprint(api.Object("destinationrules", "shop", "rule")["status"]) }
+	eventually(t, "the rule has a status", func() bool { return strings.Contains(said(), status.Accepted) })
+	if strings.Contains(said(), status.Programmed) {
+		t.Errorf("it is %s", said())
+	}
 }
 
 // What the proxies of another replica refuse is written here, and stays until
