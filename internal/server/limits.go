@@ -213,7 +213,7 @@ func sourceOf(a net.Addr) netip.Prefix {
 }
 
 // Who finds no place is told so within this time.
-const busyTime = 2 * time.Second
+const busyTime = 5 * time.Second
 
 const busyText = "isthmusd has too many connections now: try again in a moment, or ask another replica"
 
