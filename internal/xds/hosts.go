@@ -212,9 +212,10 @@ func (s *session) reask(old View, t *typeState, name string) bool {
 	}
 	s.unask(t, name)
 	s.ask(t, name)
-	// What was awaited has not been told of yet.
+	// What was awaited since it was asked for has not been told of yet.
 	waiter, waits := old.(Waiter)
-	if s.given(s.view, t, was) == nil && !(waits && waiter.Awaiting(t.url, was)) {
+	untold := waits && waiter.Awaiting(t.url, was) && t.answers.has(was)
+	if s.given(s.view, t, was) == nil && !untold {
 		t.removals.add(was, s.push, s.due(t))
 	}
 	t.removals.drop(is)

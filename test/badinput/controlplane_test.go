@@ -193,7 +193,7 @@ func TestDataDirectory(t *testing.T) {
 // testSecond starts an isthmusd on the data directory of one that runs.
 func testSecond(t *testing.T, cp *controlPlane) {
 	before := len(processes(t, cp.dir))
-	command{}.run(t, "isthmusd", standalone(t, filepath.Join(cp.dir, "data"))...).refused(t, "another isthmusd serves from --data-dir "+cp.dir, "end it, or choose another directory")
+	command{}.run(t, "isthmusd", standalone(t, filepath.Join(cp.dir, "data"))...).refused(t, "another isthmusd (process ", "serves from --data-dir "+cp.dir, "end it, or choose another directory")
 	eventually(t, "the end of what it started", func() bool { return len(processes(t, cp.dir)) == before })
 	cp.isthmus(t, "vm", "list", "-A").ok(t)
 	cp.isthmus(t, "proxy", "status").ok(t)
