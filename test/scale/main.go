@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,6 +60,17 @@ func run(ctx context.Context) error {
 		}
 		f.table(os.Stdout)
 		return f.draw(*charts)
+	}
+	// Servers run in folders of their own.
+	for _, binary := range []*string{&b.isthmusd, &b.istiod} {
+		if *binary == "" {
+			continue
+		}
+		path, err := filepath.Abs(*binary)
+		if err != nil {
+			return err
+		}
+		*binary = path
 	}
 	before, err := newest(*results)
 	if err != nil {
